@@ -1,0 +1,35 @@
+# make train    set up .venv, then train a hopper; make train ARGS="--env-id AntBulletEnv-v0"
+# make test     set up .venv with the test tools, then run the tests
+# make lint     ruff and mypy
+# PYTHON=python3.12 make train    with another Python (3.10 or newer)
+
+PYTHON ?= python3
+SCRIPT ?= ddpg_continuous.py
+ARGS ?=
+VENV := .venv
+BIN := $(VENV)/bin
+
+.PHONY: train test lint clean
+
+train: $(VENV)/.installed
+	$(BIN)/python $(SCRIPT) $(ARGS)
+
+test: $(VENV)/.installed-tests
+	$(BIN)/python -m pytest $(ARGS)
+
+lint: $(VENV)/.installed-tests
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+	$(BIN)/mypy
+
+$(VENV)/.installed: requirements.txt
+	$(PYTHON) -m venv $(VENV)
+	$(BIN)/python -m pip install --quiet --requirement requirements.txt
+	touch $@
+
+$(VENV)/.installed-tests: tests/requirements.txt $(VENV)/.installed
+	$(BIN)/python -m pip install --quiet --requirement tests/requirements.txt --requirement requirements.txt
+	touch $@
+
+clean:
+	rm -rf $(VENV)

@@ -95,6 +95,7 @@ class Args:
     # Machine
     device: Literal["auto", "cpu", "cuda"] = "auto"  # auto: the GPU where there is one
     compile: bool = True  # compile the update: 10 to 20 s at the first start, then faster
+    bfloat16: bool = False  # multiply matrices in bfloat16 while learning: faster, less exact
     torch_deterministic: bool = True  # ask cuDNN for deterministic kernels only
 
     def __post_init__(self) -> None:
@@ -359,6 +360,7 @@ class Agent(nn.Module):
         self.target_critic = copy.deepcopy(self.critic).requires_grad_(False)
         self.actor_optimizer = Adam(self.actor.parameters(), args.actor_learning_rate)
         self.critic_optimizer = Adam(self.critic.parameters(), args.critic_learning_rate)
+        self.noise = make_noise(self.actor, action_dim, args)
 
     def critic_loss(self, batch: Batch) -> Tensor:
         """Mean squared Bellman error (paper, equations 4 and 5)."""
@@ -387,7 +389,7 @@ class Agent(nn.Module):
         if update_targets:
             self.update_target(self.target_critic, self.critic)
             self.update_target(self.target_actor, self.actor)
-        return {"qf1_loss": critic_loss.detach(), "actor_loss": actor_loss.detach()}
+        return {"qf_loss": critic_loss.detach(), "actor_loss": actor_loss.detach()}
 
     @torch.no_grad()
     def update_target(self, target: nn.Module, online: nn.Module) -> None:
@@ -396,19 +398,6 @@ class Agent(nn.Module):
             target_param.lerp_(param, self.tau)
 
 
-# [shared: progress]
-@dataclass
-class Progress:
-    """The counters of a run."""
-
-    env_step: int = 0
-    updates: int = 0
-    seconds: float = 0.0
-    best_return: float = -math.inf
-    evaluations: list[float] = dataclasses.field(default_factory=list)  # mean returns
-
-
-# [/shared]
 def train(args: Args, checkpoint: dict[str, Any] | None = None) -> Path:
     """Train, from the start or from a checkpoint, and return the run folder."""
     start_torch(args)
@@ -417,24 +406,17 @@ def train(args: Args, checkpoint: dict[str, Any] | None = None) -> Path:
     eval_env = make_env(args.env_id, film=args.capture_video)
     obs_dim, action_dim = dimensions(eval_env)
     agent = Agent(obs_dim, action_dim, args).to(args.device)
-    noise = make_noise(agent.actor, action_dim, args).to(args.device)
     buffer = ReplayBuffer(obs_dim, action_dim, args)
     run, run_dir = Progress(), open_run(args)
     obs, _ = envs.reset(seed=args.seed)
     if checkpoint:
-        run = Progress(**checkpoint["run"])
-        agent.load_state_dict(checkpoint["agent"])
-        noise.load_state_dict(checkpoint["noise"])
-        buffer.load_state_dict(checkpoint["buffer"])
-        torch.set_rng_state(checkpoint["torch_rng"])
-        torch.cuda.set_rng_state_all(checkpoint["cuda_rng"])
-        for env, state in zip(envs.envs, checkpoint["env_rng"]):
-            generator(env).state = json.loads(state)
+        run = restore(checkpoint, agent, buffer, envs)
         obs, _ = envs.reset()
-    noise.reset(agent.actor, torch.ones(args.num_envs, dtype=torch.bool))
+    agent.noise.reset(agent.actor, torch.ones(args.num_envs, dtype=torch.bool))
     update = compiled(agent.update, args)
     logger = Logger(args, run_dir, run.env_step, run.seconds)
     interrupt = Interrupt()
+    losses: dict[str, Tensor] = {}
     saved_at, finished = run.env_step, False
 
     while not finished:
@@ -443,7 +425,7 @@ def train(args: Args, checkpoint: dict[str, Any] | None = None) -> Path:
         if run.env_step < args.learning_starts:
             action = 2 * torch.rand(args.num_envs, action_dim) - 1
         else:
-            action = noise.act(agent.actor, to_tensor(obs, args.device), std)
+            action = agent.noise.act(agent.actor, to_tensor(obs, args.device), std)
 
         # Step and store. The environments do not reset themselves, so next_obs is what the action
         # led to, also where an episode ends.
@@ -460,8 +442,8 @@ def train(args: Args, checkpoint: dict[str, Any] | None = None) -> Path:
             for _ in range(args.num_envs * args.updates_per_step):
                 run.updates += 1
                 batch = buffer.sample(args.batch_size)
-                losses = update(batch, run.updates % args.target_update_interval == 0)
-            noise.adapt(agent.actor, batch.obs, std)
+                losses |= update(batch, run.updates % args.target_update_interval == 0)
+            agent.noise.adapt(agent.actor, batch.obs, std)
             logger.losses(run.env_step, losses)
 
         # Evaluate
@@ -472,7 +454,7 @@ def train(args: Args, checkpoint: dict[str, Any] | None = None) -> Path:
             run.evaluations.append(result["mean_return"])
             if result["mean_return"] > run.best_return:
                 run.best_return = result["mean_return"]
-                save_checkpoint(run_dir / "best.pt", args, run, agent)
+                save_checkpoint(run_dir / "best.pt", args, run, {"agent": agent.state_dict()})
             if args.stop_at_return is not None and len(run.evaluations) >= 3:
                 finished |= min(run.evaluations[-3:]) >= args.stop_at_return
 
@@ -482,27 +464,21 @@ def train(args: Args, checkpoint: dict[str, Any] | None = None) -> Path:
         overdue = run.env_step - saved_at >= 2 * args.save_interval  # episodes that do not end
         if finished or (due and ended.any()) or overdue:
             saved_at, run.seconds = run.env_step, logger.seconds()
-            state = {"noise": noise.state_dict(), "buffer": vars(buffer)}
-            state |= {
-                "torch_rng": torch.get_rng_state(),
-                "cuda_rng": torch.cuda.get_rng_state_all(),
-            }
-            state["env_rng"] = [json.dumps(generator(e).state, default=list) for e in envs.envs]
-            save_checkpoint(run_dir / "checkpoint.pt", args, run, agent, **state)
-            finished |= interrupt.number > 0
+            everything = whole_state(agent, buffer, envs)
+            save_checkpoint(run_dir / "checkpoint.pt", args, run, everything)
+            if interrupt.number:
+                break
 
         # Reset
         if ended.any():
-            noise.reset(agent.actor, torch.from_numpy(ended))
+            agent.noise.reset(agent.actor, torch.from_numpy(ended))
             next_obs, _ = envs.reset(options={"reset_mask": ended})
         obs = next_obs
 
     logger.close()
     envs.close()
     eval_env.close()
-    if interrupt.number:
-        print(f"saved step {run.env_step}; go on with: python {sys.argv[0]} --resume {run_dir}")
-        raise SystemExit(128 + interrupt.number)
+    interrupt.end(run, run_dir)
     return run_dir
 
 
@@ -628,7 +604,7 @@ class Logger:
         if env_step % 1_000 >= len(self.returns):
             return
         for name, loss in losses.items():
-            self.tensorboard.add_scalar(f"losses/{name}", loss, env_step)
+            self.tensorboard.add_scalar(f"losses/{name}", float(loss), env_step)
         first_step, start = self.started
         sps = (env_step - first_step) / (time.time() - start)
         self.tensorboard.add_scalar("charts/SPS", sps, env_step)
@@ -651,14 +627,24 @@ class Logger:
 
 # [/shared]
 # [shared: checkpoint]
-def save_checkpoint(path: Path, args: Args, run: Progress, agent: nn.Module, **more: Any) -> None:
+@dataclass
+class Progress:
+    """The counters of a run."""
+
+    env_step: int = 0
+    updates: int = 0
+    seconds: float = 0.0
+    best_return: float = -math.inf
+    evaluations: list[float] = dataclasses.field(default_factory=list)  # mean returns
+
+
+def save_checkpoint(path: Path, args: Args, run: Progress, state: dict[str, Any]) -> None:
     """Write beside path, then rename: a kill at any instant leaves the old file or the new one."""
     settings = dataclasses.asdict(args) | {"resume": None, "evaluate": None, "run_dir": None}
-    checkpoint = {"script": SCRIPT, "args": settings, "run": vars(run), "agent": agent.state_dict()}
     temporary = path.with_suffix(".tmp")
     try:
         with temporary.open("wb") as file:
-            torch.save(checkpoint | more, file)
+            torch.save({"script": SCRIPT, "args": settings, "run": vars(run), **state}, file)
             os.fsync(file.fileno())
         temporary.replace(path)
     except (OSError, RuntimeError) as error:  # RuntimeError is what torch makes of a full disk
@@ -688,6 +674,30 @@ def generator(env: gym.Env) -> Any:
     return random._bit_generator if older else random.bit_generator
 
 
+def whole_state(agent: nn.Module, buffer: ReplayBuffer, envs: SyncVectorEnv) -> dict[str, Any]:
+    """What a run is, between two episodes: networks, optimizers, noise, buffer, generators."""
+    return {
+        "agent": agent.state_dict(),
+        "buffer": vars(buffer),
+        "torch_rng": [torch.get_rng_state(), *torch.cuda.get_rng_state_all()],
+        "env_rng": [json.dumps(generator(env).state, default=list) for env in envs.envs],
+    }
+
+
+def restore(
+    checkpoint: dict[str, Any], agent: nn.Module, buffer: ReplayBuffer, envs: SyncVectorEnv
+) -> Progress:
+    """Put back what whole_state took, and return the run's counters."""
+    agent.load_state_dict(checkpoint["agent"])
+    buffer.load_state_dict(checkpoint["buffer"])
+    torch.set_rng_state(checkpoint["torch_rng"][0])
+    for i, state in enumerate(checkpoint["torch_rng"][1 : 1 + torch.cuda.device_count()]):
+        torch.cuda.set_rng_state(state, i)
+    for env, state in zip(envs.envs, checkpoint["env_rng"]):
+        generator(env).state = json.loads(state)
+    return Progress(**checkpoint["run"])
+
+
 class Interrupt:
     """Notes Ctrl-C or SIGTERM, for the run to save and end; a second one ends it at once."""
 
@@ -700,6 +710,12 @@ class Interrupt:
         self.number = number
         signal.signal(number, signal.SIG_DFL)
         print(f"\n{SCRIPT}: saving when this episode ends; again to end at once", file=sys.stderr)
+
+    def end(self, run: Progress, run_dir: Path) -> None:
+        """Exit as a signal does, if there was one, and say how to go on."""
+        if self.number:
+            print(f"saved step {run.env_step}; go on with: python {sys.argv[0]} --resume {run_dir}")
+            raise SystemExit(128 + self.number)
 
 
 # [/shared]
@@ -718,13 +734,16 @@ def start_torch(args: Args) -> None:
 
 
 def compiled(function: Callable, args: Args) -> Callable:
-    """The function as one compiled graph; itself with --no-compile or without a C++ compiler."""
-    compiler = args.device == "cuda" or shutil.which("g++") or shutil.which("clang++")
-    if args.compile and not compiler:
+    """The function in one compiled graph; plain with --no-compile or without a C++ compiler."""
+    if args.bfloat16:  # no cache of cast weights: they change in the middle of an update
+        function = torch.autocast(args.device, torch.bfloat16, cache_enabled=False)(function)
+    if not args.compile:
+        return function
+    if args.device == "cpu" and not (shutil.which("g++") or shutil.which("clang++")):
         print(f"{SCRIPT}: no C++ compiler is found, so updates run uncompiled, a third slower")
         return function
     torch._dynamo.config.trace_autograd_ops = True  # lets the graph hold torch.autograd.grad
-    return torch.compile(function, fullgraph=True) if args.compile else function
+    return torch.compile(function, fullgraph=True)
 
 
 def to_tensor(array: np.ndarray, device: str) -> Tensor:
@@ -734,7 +753,8 @@ def to_tensor(array: np.ndarray, device: str) -> Tensor:
 # [/shared]
 # What a flag may be, and which flags a resumed run may not change.
 AT_LEAST_1 = """total_timesteps num_envs actor_hidden_sizes critic_hidden_sizes batch_size
-    buffer_size updates_per_step target_update_interval eval_interval eval_episodes save_interval"""
+    buffer_size updates_per_step eval_interval eval_episodes save_interval
+    target_update_interval"""
 AT_LEAST_0 = """seed actor_learning_rate critic_learning_rate learning_starts noise_std
     noise_std_min noise_decay_steps ou_theta"""
 FROM_0_TO_1 = "gamma tau ou_dt"
@@ -757,7 +777,7 @@ def check_args(args: Args) -> None:
             for value in np.atleast_1d(getattr(args, name)).tolist():
                 if not low <= value <= high:
                     flag = name.replace("_", "-")
-                    fail(f"--{flag} is {value}, and must be at least {low} and at most {high}")
+                    fail(f"--{flag} is {value}, and must lie between {low} and {high}")
 
 
 # [/shared]
@@ -822,3 +842,27 @@ def main() -> None:
 
 if __name__ == "__main__":
     main()
+
+
+# What this file needs, for "uv run" and "pip install --requirements-from-script" (PEP 723):
+# /// script
+# requires-python = ">=3.10"
+# dependencies = [
+#     "torch==2.13.0",
+#     "gymnasium==1.4.0",
+#     'numpy==2.4.6; python_version >= "3.11"',
+#     'numpy==2.2.6; python_version < "3.11"',
+#     "pygame-ce==2.5.8",
+#     "box2d==2.3.10",
+#     "mujoco==3.17.0",
+#     "dm-control==1.0.50",
+#     "shimmy==2.0.1",
+#     "pybullet==3.2.7",
+#     "pybullet-envs-gymnasium==0.6.0",
+#     "tyro==1.0.17",
+#     "tensorboard==2.21.0",
+#     "wandb==0.31.0",
+#     "tqdm==4.70.1",
+#     "moviepy==2.2.1",
+# ]
+# ///

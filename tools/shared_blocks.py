@@ -14,7 +14,7 @@ import re
 import sys
 from pathlib import Path
 
-BLOCK = re.compile(r"^# \[shared: (?P<name>.+)\]\n(?P<text>.*?)^# \[/shared\]\n", re.M | re.S)
+BLOCK = re.compile(r"^# \[shared: (?P<name>[^\]\n]+)\]\n(?P<text>.*?)^# \[/shared\]\n", re.M | re.S)
 
 
 def read_blocks(source: str, where: str) -> dict[str, str]:

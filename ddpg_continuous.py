@@ -332,7 +332,9 @@ class Adam(nn.Module):
 
     def __init__(self, params: Iterable[Tensor], learning_rate: float) -> None:
         super().__init__()
-        self.params, self.learning_rate = list(params), learning_rate
+        self.params = list(params)
+        # A tensor: as a plain number it would be compiled in, and anew at every change.
+        self.learning_rate = nn.Buffer(torch.tensor(learning_rate), persistent=False)
         self.m = nn.ParameterList(torch.zeros_like(p) for p in self.params).requires_grad_(False)
         self.v = nn.ParameterList(torch.zeros_like(p) for p in self.params).requires_grad_(False)
         self.t = nn.Buffer(torch.zeros(()))

@@ -778,6 +778,8 @@ def check_args(args: Args) -> None:
                 if not low <= value <= high:
                     flag = name.replace("_", "-")
                     fail(f"--{flag} is {value}, and must lie between {low} and {high}")
+    if args.buffer_size < args.num_envs:
+        fail(f"--buffer-size is {args.buffer_size}, and must be at least --num-envs {args.num_envs}")
 
 
 # [/shared]

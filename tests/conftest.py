@@ -9,6 +9,7 @@ import multiprocessing
 import os
 import resource
 import signal
+import subprocess
 import sys
 from collections.abc import Iterator
 from multiprocessing.process import BaseProcess
@@ -26,6 +27,7 @@ ROOT = Path(__file__).parent.parent
 SCRIPTS = sorted(path.stem for path in ROOT.glob("*_continuous.py"))
 sys.path.insert(0, str(ROOT))
 os.environ["PYTHONPATH"] = str(ROOT)  # for the processes that the tests start
+os.environ["MUJOCO_GL"] = "off"  # else dm_control warns of a missing display
 torch.set_num_threads(1)
 
 # A run of two seconds.
@@ -86,12 +88,20 @@ def main_in_child(
     """What `python SCRIPT FLAGS` does, in a process that has imported PyTorch already."""
     os.chdir(folder)
     os.environ.update(environ)
-    for number, name in ((1, "stdout"), (2, "stderr")):
-        os.dup2(os.open(f"{name}.txt", os.O_WRONLY | os.O_CREAT | os.O_TRUNC), number)
+    for number, name in ((1, "stdout.txt"), (2, "stderr.txt")):
+        os.dup2(os.open(name, os.O_WRONLY | os.O_APPEND), number)
     if file_limit:
         resource.setrlimit(resource.RLIMIT_FSIZE, (file_limit, file_limit))
     sys.argv = [path, *words]
     importlib.import_module(Path(path).stem).main()
+
+
+def run_python(words: list[str], folder: Path, **environ: str) -> tuple[str, str]:
+    """Start Python afresh, as a user does; returns stdout and stderr."""
+    command, environ = [sys.executable, *words], {"PATH": os.environ["PATH"]} | environ
+    done = subprocess.run(command, cwd=folder, env=environ, capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr
+    return done.stdout, done.stderr
 
 
 class Run:
@@ -108,7 +118,9 @@ class Run:
         file_limit: int | None = None,
         **environ: str,
     ) -> None:
-        self.folder = folder
+        self.files = [folder / f"{name}.txt" for name in ("stdout", "stderr")]
+        for file in self.files:
+            file.write_text("")
         arguments = (str(script.__file__), words, folder, file_limit, environ)
         self.process: BaseProcess = self.context.Process(target=main_in_child, args=arguments)
         self.process.start()
@@ -121,8 +133,8 @@ class Run:
     def wait(self) -> tuple[int | None, str, str]:
         """Exit code, stdout and stderr."""
         self.process.join(timeout=120)
-        out, err = (self.folder / f"{name}.txt" for name in ("stdout", "stderr"))
-        return self.process.exitcode, out.read_text(), err.read_text()
+        out, err = (file.read_text() for file in self.files)
+        return self.process.exitcode, out, err
 
 
 def rows(path: Path, without: str = "seconds") -> list[dict[str, str]]:

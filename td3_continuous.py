@@ -695,7 +695,7 @@ def whole_state(agent: nn.Module, buffer: ReplayBuffer, envs: SyncVectorEnv) -> 
         "agent": agent.state_dict(),
         "buffer": vars(buffer),
         "torch_rng": [torch.get_rng_state(), *torch.cuda.get_rng_state_all()],
-        "env_rng": [json.dumps(generator(env).state, default=list) for env in envs.envs],
+        "env_rng": [json.dumps(generator(e).state, default=np.ndarray.tolist) for e in envs.envs],
     }
 
 

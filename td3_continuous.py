@@ -794,7 +794,7 @@ def check_args(args: Args) -> None:
                     flag = name.replace("_", "-")
                     fail(f"--{flag} is {value}, and must lie between {low} and {high}")
     if args.buffer_size < args.num_envs:
-        fail(f"--buffer-size is {args.buffer_size}, and must be at least --num-envs {args.num_envs}")
+        fail(f"--buffer-size is {args.buffer_size}, and must not be below --num-envs")
 
 
 # [/shared]

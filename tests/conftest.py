@@ -27,6 +27,7 @@ ROOT = Path(__file__).parent.parent
 SCRIPTS = sorted(path.stem for path in ROOT.glob("*_continuous.py"))
 sys.path.insert(0, str(ROOT))
 os.environ["PYTHONPATH"] = str(ROOT)  # for the processes that the tests start
+os.environ["CUDA_VISIBLE_DEVICES"] = ""
 os.environ["MUJOCO_GL"] = "off"  # else dm_control warns of a missing display
 torch.set_num_threads(1)
 
@@ -82,12 +83,9 @@ def flags(**changes: Any) -> list[str]:
     return words
 
 
-def main_in_child(
-    path: str, words: list[str], folder: Path, file_limit: int | None, environ: dict[str, str]
-) -> None:
+def main_in_child(path: str, words: list[str], folder: Path, file_limit: int | None) -> None:
     """What `python SCRIPT FLAGS` does, in a process that has imported PyTorch already."""
     os.chdir(folder)
-    os.environ.update(environ)
     for number, name in ((1, "stdout.txt"), (2, "stderr.txt")):
         os.dup2(os.open(name, os.O_WRONLY | os.O_APPEND), number)
     if file_limit:
@@ -111,17 +109,12 @@ class Run:
     context.set_forkserver_preload(SCRIPTS)
 
     def __init__(
-        self,
-        script: ModuleType,
-        words: list[str],
-        folder: Path,
-        file_limit: int | None = None,
-        **environ: str,
+        self, script: ModuleType, words: list[str], folder: Path, file_limit: int | None = None
     ) -> None:
         self.files = [folder / f"{name}.txt" for name in ("stdout", "stderr")]
         for file in self.files:
             file.write_text("")
-        arguments = (str(script.__file__), words, folder, file_limit, environ)
+        arguments = (str(script.__file__), words, folder, file_limit)
         self.process: BaseProcess = self.context.Process(target=main_in_child, args=arguments)
         self.process.start()
 

@@ -278,11 +278,9 @@ def test_every_evaluation_is_filmed(script: ModuleType, tmp_path: Path) -> None:
 # Bad input
 
 
-def assert_refused(
-    script: ModuleType, words: list[str], folder: Path, *named: str, **environ: str
-) -> None:
+def assert_refused(script: ModuleType, words: list[str], folder: Path, *named: str) -> None:
     """Exit code 2, and one line on stderr with all that it should name."""
-    code, out, err = Run(script, words, folder, **environ).wait()
+    code, out, err = Run(script, words, folder).wait()
     assert (code, out, err.count("\n")) == (2, "", 1), err
     assert err.startswith(f"{script.__name__}: ")
     assert all(part in err for part in named), err
@@ -296,11 +294,11 @@ def assert_refused(
         ({"env_id": "HoperBulletEnv-v0"}, ["HoperBulletEnv", "HopperBulletEnv"]),
         ({"env_id": "dm_control/cartpole-fly-v0"}, ["cartpole-fly"]),
         ({"env_id": "CartPole-v1"}, ["CartPole-v1", "Discrete(2)", "Pendulum-v1"]),
-        ({"gamma": 2.0}, ["--gamma", "2.0", "at most 1"]),
+        ({"gamma": 2.0}, ["--gamma", "2.0", "between 0 and 1"]),
         ({"gamma": float("nan")}, ["--gamma", "nan"]),
-        ({"batch_size": 0}, ["--batch-size", "0", "at least 1"]),
-        ({"actor_hidden_sizes": (16, 0)}, ["--actor-hidden-sizes", "0", "at least 1"]),
-        ({"num_envs": 0}, ["--num-envs", "0", "at least 1"]),
+        ({"batch_size": 0}, ["--batch-size", "0", "between 1"]),
+        ({"actor_hidden_sizes": (16, 0)}, ["--actor-hidden-sizes", "0", "between 1"]),
+        ({"num_envs": 0}, ["--num-envs", "0", "between 1"]),
         ({"buffer_size": 2, "num_envs": 3}, ["--buffer-size", "--num-envs"]),
         ({"resume": "nowhere"}, ["nowhere", "run folder"]),
         ({"evaluate": "nowhere"}, ["nowhere", "run folder"]),
@@ -315,8 +313,7 @@ def test_bad_input_ends_in_one_sentence(
 
 
 def test_a_gpu_that_is_not_there_ends_in_one_sentence(script: ModuleType, tmp_path: Path) -> None:
-    hidden = {"CUDA_VISIBLE_DEVICES": ""}
-    assert_refused(script, flags(device="cuda"), tmp_path, "--device", "GPU", "cpu", **hidden)
+    assert_refused(script, flags(device="cuda"), tmp_path, "--device", "GPU", "cpu")
 
 
 def test_unusable_run_folders_end_in_one_sentence(
@@ -343,7 +340,7 @@ def test_unusable_run_folders_end_in_one_sentence(
 
 def test_the_file_runs_alone_in_an_empty_folder(script: ModuleType, tmp_path: Path) -> None:
     path = shutil.copy(str(script.__file__), tmp_path)
-    out, _ = run_python([path, *flags(total_timesteps=300)], tmp_path)
+    out, _ = run_python([str(path), *flags(total_timesteps=300)], tmp_path)
     (run_dir,) = tmp_path.glob("runs/Pendulum-v1__*")
     assert out.endswith(f"done: {run_dir.relative_to(tmp_path)}\n")
     assert (run_dir / "checkpoint.pt").exists()

@@ -41,9 +41,10 @@ def solve(script: ModuleType, env_id: str, run_dir: Path, **changes: Any) -> Any
 
 @torch.no_grad()
 def value(agent: Any, obs: float) -> float:
-    """What the critic expects where the policy's action follows the observation."""
+    """What the critics expect on average where the policy's action follows the observation."""
     row = torch.tensor([[obs]])
-    return agent.critic(row, agent.actor(row)).item()
+    critics = getattr(agent, "critics", None) or [agent.critic]
+    return float(np.mean([critic(row, agent.actor(row)).item() for critic in critics]))
 
 
 class OneStep(Probe):

@@ -1,0 +1,207 @@
+"""What the tests share: small settings, runs in a process of their own, and probe environments."""
+
+from __future__ import annotations
+
+import contextlib
+import csv
+import importlib
+import multiprocessing
+import os
+import resource
+import signal
+import subprocess
+import sys
+from collections.abc import Iterator
+from multiprocessing.process import BaseProcess
+from pathlib import Path
+from types import ModuleType
+from typing import Any
+
+import gymnasium as gym
+import numpy as np
+import pytest
+import torch
+from torch import Tensor
+
+ROOT = Path(__file__).parent.parent
+SCRIPTS = sorted(path.stem for path in ROOT.glob("*_continuous.py"))
+sys.path.insert(0, str(ROOT))
+os.environ["PYTHONPATH"] = str(ROOT)  # for the processes that the tests start
+os.environ["CUDA_VISIBLE_DEVICES"] = ""
+os.environ["MUJOCO_GL"] = "off"  # else dm_control warns of a missing display
+torch.set_num_threads(1)
+
+# A run of two seconds.
+SMALL: dict[str, Any] = {
+    "env_id": "Pendulum-v1",
+    "total_timesteps": 1000,
+    "actor_hidden_sizes": (16,),
+    "critic_hidden_sizes": (16,),
+    "batch_size": 16,
+    "buffer_size": 2000,
+    "learning_starts": 100,
+    "eval_interval": 300,
+    "eval_episodes": 2,
+    "save_interval": 300,
+    "progress": False,
+    "compile": False,
+    "device": "cpu",
+}
+
+
+@pytest.fixture(params=SCRIPTS)
+def script(request: pytest.FixtureRequest) -> ModuleType:
+    """Each script in turn, for what all of them must do."""
+    return importlib.import_module(request.param)
+
+
+@pytest.fixture(autouse=True)
+def as_before() -> Iterator[None]:
+    """Seed, and put back what a run in this process changes."""
+    handlers = {number: signal.getsignal(number) for number in (signal.SIGINT, signal.SIGTERM)}
+    torch.manual_seed(0)
+    torch.set_float32_matmul_precision("highest")
+    yield
+    for number, handler in handlers.items():
+        signal.signal(number, handler)
+
+
+def make_args(script: ModuleType, **changes: Any) -> Any:
+    """The script's Args for a small run."""
+    return script.Args(**SMALL | changes)
+
+
+def flags(**changes: Any) -> list[str]:
+    """The same settings as a command line."""
+    words = []
+    for name, value in (SMALL | changes).items():
+        flag = name.replace("_", "-")
+        if isinstance(value, bool):
+            words.append(f"--{flag}" if value else f"--no-{flag}")
+        else:
+            words += [f"--{flag}", *map(str, value if isinstance(value, tuple) else [value])]
+    return words
+
+
+def main_in_child(path: str, words: list[str], folder: Path, file_limit: int | None) -> None:
+    """What `python SCRIPT FLAGS` does, in a process that has imported PyTorch already."""
+    os.chdir(folder)
+    for number, name in ((1, "stdout.txt"), (2, "stderr.txt")):
+        os.dup2(os.open(name, os.O_WRONLY | os.O_APPEND), number)
+    if file_limit:
+        resource.setrlimit(resource.RLIMIT_FSIZE, (file_limit, file_limit))
+    sys.argv = [path, *words]
+    importlib.import_module(Path(path).stem).main()
+
+
+def run_python(words: list[str], folder: Path, **environ: str) -> tuple[str, str]:
+    """Start Python afresh, as a user does; returns stdout and stderr."""
+    command, environ = [sys.executable, *words], {"PATH": os.environ["PATH"]} | environ
+    done = subprocess.run(command, cwd=folder, env=environ, capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr
+    return done.stdout, done.stderr
+
+
+class Run:
+    """A script that runs in a process of its own; importing it costs nothing after the first."""
+
+    context = multiprocessing.get_context("forkserver")
+    context.set_forkserver_preload(SCRIPTS)
+
+    def __init__(
+        self, script: ModuleType, words: list[str], folder: Path, file_limit: int | None = None
+    ) -> None:
+        self.files = [folder / f"{name}.txt" for name in ("stdout", "stderr")]
+        for file in self.files:
+            file.write_text("")
+        arguments = (str(script.__file__), words, folder, file_limit)
+        self.process: BaseProcess = self.context.Process(target=main_in_child, args=arguments)
+        self.process.start()
+
+    def send(self, number: int) -> None:
+        assert self.process.pid is not None
+        with contextlib.suppress(ProcessLookupError):  # it has ended by itself
+            os.kill(self.process.pid, number)
+
+    def wait(self) -> tuple[int | None, str, str]:
+        """Exit code, stdout and stderr."""
+        self.process.join(timeout=120)
+        out, err = (file.read_text() for file in self.files)
+        return self.process.exitcode, out, err
+
+
+def rows(path: Path, without: str = "seconds") -> list[dict[str, str]]:
+    """The rows of a CSV file, but for the column of times."""
+    with path.open() as file:
+        return [{k: v for k, v in row.items() if k != without} for row in csv.DictReader(file)]
+
+
+def curves(run_dir: Path) -> list[list[dict[str, str]]]:
+    """All that a repeated or resumed run must repeat."""
+    return [rows(run_dir / "evaluations.csv"), rows(run_dir / "episodes.csv")]
+
+
+def trained(script: ModuleType, run_dir: Path) -> tuple[Any, dict[str, Any]]:
+    """The agent in a run folder's checkpoint, and the checkpoint."""
+    checkpoint = script.load_checkpoint(run_dir / "checkpoint.pt")
+    args = script.Args(**checkpoint["args"])
+    agent = script.Agent(*script.dimensions(script.make_env(args.env_id)), args)
+    agent.load_state_dict(checkpoint["agent"])
+    return agent, checkpoint
+
+
+class Probe(gym.Env):
+    """An environment so small that the right answer is known; subclasses change what they probe.
+
+    The observation is 0, the reward 1, and the episode ends after `length` steps, by `end`.
+    """
+
+    observation_space: gym.spaces.Space = gym.spaces.Box(-10, 10, (1,), np.float32)
+    action_space: gym.spaces.Space = gym.spaces.Box(-1, 1, (1,), np.float32)
+    length, end = 1, "terminated"
+
+    def __init__(self, **render_mode: Any) -> None:
+        self.t = 0
+
+    def observe(self) -> Any:
+        return [0.0]
+
+    def reward(self, action: np.ndarray) -> float:
+        return 1.0
+
+    def reset(
+        self, *, seed: int | None = None, options: dict[str, Any] | None = None
+    ) -> tuple[Any, dict[str, Any]]:
+        super().reset(seed=seed)
+        self.t = 0
+        return np.array(self.observe(), np.float32), {}
+
+    def step(self, action: np.ndarray) -> tuple[Any, float, bool, bool, dict[str, Any]]:
+        reward = self.reward(action)
+        self.t += 1
+        obs, over = np.array(self.observe(), np.float32), self.t >= self.length
+        ends = over and self.end == "terminated", over and self.end == "truncated"
+        return obs, reward, *ends, {}
+
+
+@pytest.fixture
+def register() -> Iterator[Any]:
+    """A function that gives a probe an environment id, until the test is over."""
+    ids: list[str] = []
+
+    def add(probe: type[Probe]) -> str:
+        ids.append(f"{probe.__name__}-v0")
+        gym.register(ids[-1], entry_point=probe)
+        return ids[-1]
+
+    yield add
+    for env_id in ids:
+        del gym.registry[env_id]
+
+
+def random_batch(script: ModuleType, size: int, obs_dim: int, action_dim: int) -> Any:
+    """Transitions of random numbers, of which about a third are terminal."""
+    obs, next_obs = torch.randn(2, size, obs_dim)
+    action: Tensor = 2 * torch.rand(size, action_dim) - 1
+    terminated = (torch.rand(size) < 1 / 3).float()
+    return script.Batch(obs, action, torch.randn(size), terminated, next_obs)

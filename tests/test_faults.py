@@ -1,0 +1,221 @@
+"""What happens to a run that is killed, interrupted, attacked, out of disk or out of numbers."""
+
+from __future__ import annotations
+
+import importlib
+import os
+import random
+import re
+import shlex
+import signal
+import time
+from collections.abc import Callable
+from pathlib import Path
+from types import ModuleType
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from conftest import ROOT, SCRIPTS, Probe, Run, curves, flags, make_args, rows
+
+KILLS = -(-20 // len(SCRIPTS))  # in each script
+
+
+def saved_step(script: ModuleType, run_dir: Path) -> int:
+    """The step of the checkpoint, which loads; 0 before the first."""
+    path = run_dir / "checkpoint.pt"
+    return script.load_checkpoint(path)["run"]["env_step"] if path.exists() else 0
+
+
+def wait_for(condition: Callable[[], bool]) -> None:
+    start = time.monotonic()
+    while not condition():
+        assert time.monotonic() - start < 60
+        time.sleep(0.01)
+
+
+def wait_for_episode(run_dir: Path) -> None:
+    path = run_dir / "episodes.csv"
+    wait_for(lambda: path.exists() and len(rows(path)) > 0)
+
+
+# Killed and interrupted
+
+
+def test_a_run_killed_at_random_moments_ends_as_if_it_had_not_been(
+    script: ModuleType, tmp_path: Path
+) -> None:
+    # The buffer makes the file large, so that many a kill falls into the writing of it.
+    changes = {"save_interval": 150, "buffer_size": 200_000, "total_timesteps": 3000}
+    whole = script.train(make_args(script, run_dir=tmp_path / "whole", **changes))
+    moments, run_dir, kills = random.Random(1), tmp_path / "run", 0
+    while True:
+        before = saved_step(script, run_dir)
+        if before == 3000:
+            assert curves(run_dir) == curves(whole)
+            if kills >= KILLS:
+                break
+            run_dir = tmp_path / f"run-after-{kills}"  # once more, for the kills that are left
+        fresh = not (run_dir / "checkpoint.pt").exists()
+        words = flags(run_dir=run_dir, **changes) if fresh else ["--resume", str(run_dir)]
+        run = Run(script, words, tmp_path)
+        if kills < KILLS:
+            time.sleep(moments.uniform(0.1, 1.0))
+            run.send(signal.SIGKILL)
+        code, _, err = run.wait()
+        kills += code == -signal.SIGKILL
+        assert code in (0, -signal.SIGKILL), err
+        after = saved_step(script, run_dir)
+        assert after >= before or fresh
+        if (run_dir / "episodes.csv").exists():
+            played = [int(row["env_step"]) for row in rows(run_dir / "episodes.csv")]
+            assert max(played, default=0) - after <= 200  # it saves whenever an episode ends
+
+
+# Environments whose state is their generator's, so that a resumed run is the same run.
+CASES: list[tuple[int, dict[str, Any]]] = [
+    (signal.SIGTERM, {}),
+    (signal.SIGINT, {"env_id": "InvertedPendulum-v5", "total_timesteps": 2000}),
+    (signal.SIGTERM, {"env_id": "dm_control/cartpole-balance-v0", "total_timesteps": 3000}),
+    (signal.SIGTERM, {"noise_type": "ou", "ou_theta": 0.5, "ou_dt": 0.1}),
+    (signal.SIGINT, {"noise_type": "parameter"}),
+]
+
+
+@pytest.mark.parametrize(
+    ("name", "number", "changes"),
+    [
+        pytest.param(name, number, changes, id=f"{name}-{signal.Signals(number).name}-{changes}")
+        for name in SCRIPTS
+        for number, changes in CASES
+        if "noise_type" not in changes or "noise_type:" in (ROOT / f"{name}.py").read_text()
+    ],
+)
+def test_an_interrupted_run_says_how_to_go_on_and_then_ends_as_if_it_had_not_been(
+    name: str, number: int, changes: dict[str, Any], tmp_path: Path
+) -> None:
+    script = importlib.import_module(name)
+    changes = {"total_timesteps": 1400, "save_interval": 10_000} | changes
+    whole = script.train(make_args(script, run_dir=tmp_path / "whole", **changes))
+    run = Run(script, flags(run_dir="run", **changes), tmp_path)
+    wait_for_episode(tmp_path / "run")
+    time.sleep(random.Random(name + str(changes)).uniform(0, 0.3))
+    run.send(number)
+    code, out, err = run.wait()
+    assert code == 128 + number, err
+    assert err.endswith(f"\n{name}: saving when this episode ends; again to end at once\n")
+    said = re.search(r"saved step (\d+); go on with: python (\S+) (.*)\n", out)
+    assert said and said[2] == script.__file__
+    assert int(said[1]) == saved_step(script, tmp_path / "run") < changes["total_timesteps"]
+    code, _, err = Run(script, shlex.split(said[3]), tmp_path).wait()
+    assert code == 0, err
+    assert curves(tmp_path / "run") == curves(whole)
+
+
+def test_a_second_signal_ends_the_run_at_once(script: ModuleType, tmp_path: Path) -> None:
+    changes = {"updates_per_step": 100, "learning_starts": 200, "run_dir": "run"}
+    run = Run(script, flags(**changes), tmp_path)
+    wait_for_episode(tmp_path / "run")  # the next takes many seconds
+    run.send(signal.SIGTERM)
+    wait_for(lambda: b"again to end at once" in (tmp_path / "stderr.txt").read_bytes())
+    run.send(signal.SIGTERM)
+    assert run.wait()[0] == -signal.SIGTERM
+
+
+# Attacked
+
+
+class Malice:
+    """Makes a folder when it is unpickled."""
+
+    def __init__(self, victim: Path) -> None:
+        self.victim = str(victim)
+
+    def __reduce__(self) -> Any:
+        return os.mkdir, (self.victim,)
+
+
+def test_a_checkpoint_from_a_stranger_runs_no_code(script: ModuleType, tmp_path: Path) -> None:
+    victim, path = tmp_path / "victim", tmp_path / "run" / "checkpoint.pt"
+    path.parent.mkdir()
+    torch.save({"script": script.__name__, "args": Malice(victim)}, path)
+    for words in ["--resume", "run"], ["--evaluate", str(path)]:
+        code, _, err = Run(script, words, tmp_path).wait()
+        assert (code, err.count("\n")) == (2, 1), err
+        assert str(path.relative_to(tmp_path)) in err and "damaged" in err
+        assert not victim.exists()
+    torch.load(path, weights_only=False)
+    assert victim.exists(), "the file was harmless"
+
+
+# Out of disk
+
+
+def test_a_full_disk_keeps_the_checkpoint_before_it(script: ModuleType, tmp_path: Path) -> None:
+    run_dir = script.train(make_args(script, total_timesteps=200, run_dir=tmp_path / "run"))
+    path = run_dir / "checkpoint.pt"
+    before = path.read_bytes()
+    words = ["--resume", "run", "--total-timesteps", "2000", "--eval-interval", "5000"]
+    code, _, err = Run(script, words, tmp_path, file_limit=len(before) - 1).wait()
+    assert (code, err.count("\n")) == (1, 1), err
+    assert "checkpoint.pt" in err and "the checkpoint before it is kept" in err
+    assert path.read_bytes() == before
+    assert not list(run_dir.glob("*.tmp"))
+    assert saved_step(script, run_dir) == 200
+
+
+@pytest.mark.parametrize("file_limit", [100, 5000])
+def test_a_disk_full_from_the_start_ends_in_one_sentence(
+    file_limit: int, script: ModuleType, tmp_path: Path
+) -> None:
+    code, _, err = Run(script, flags(run_dir="run"), tmp_path, file_limit=file_limit).wait()
+    assert (code, err.count("\n")) == (1, 1), err
+
+
+# Out of numbers
+
+
+class Broken(Probe):
+    """Ten steps an episode; the reward of step 450 is `broken`."""
+
+    length, broken = 10, float("nan")
+
+    def __init__(self, **render_mode: Any) -> None:
+        super().__init__()
+        self.steps = 0
+
+    def reward(self, action: np.ndarray) -> float:
+        self.steps += 1
+        return self.broken if self.steps == 450 else 1.0
+
+
+class Huge(Broken):
+    """A reward whose square is more than a float32 can be."""
+
+    broken = 1e30
+
+
+@pytest.mark.parametrize(
+    ("probe", "sentence"),
+    [(Broken, r"Broken-v0 .*reward.*nan.* step 450"), (Huge, r"loss is (inf|nan) at step 4\d\d")],
+)
+def test_numbers_that_are_not_finite_end_the_run_and_are_not_saved(
+    probe: type[Broken],
+    sentence: str,
+    script: ModuleType,
+    register: Any,
+    tmp_path: Path,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    changes = {"save_interval": 200, "buffer_size": 20, "eval_interval": 10_000}
+    args = make_args(script, env_id=register(probe), run_dir=tmp_path / "run", **changes)
+    with pytest.raises(SystemExit) as ending:
+        script.train(args)
+    err = capsys.readouterr().err
+    assert (ending.value.code, err.count("\n")) == (1, 1), err
+    assert re.search(sentence, err), err
+    checkpoint = script.load_checkpoint(args.run_dir / "checkpoint.pt")
+    assert checkpoint["run"]["env_step"] == 400
+    numbers = [*checkpoint["agent"].values(), checkpoint["buffer"]["reward"]]
+    assert all(torch.isfinite(number).all() for number in numbers)

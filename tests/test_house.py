@@ -1,0 +1,352 @@
+"""What every script does the same way: the rules of the house."""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+import re
+import shutil
+from pathlib import Path
+from types import ModuleType
+from typing import Any
+
+import gymnasium as gym
+import imageio.v3 as imageio
+import numpy as np
+import pytest
+import torch
+from conftest import Probe, Run, curves, flags, make_args, rows, run_python, trained
+from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
+
+
+@pytest.fixture(scope="module")
+def finished(tmp_path_factory: pytest.TempPathFactory) -> Any:
+    """A function that gives the folder of a short run, made once for each script."""
+    folders: dict[str, Path] = {}
+
+    def run_dir(script: ModuleType) -> Path:
+        if script.__name__ not in folders:
+            folder = tmp_path_factory.mktemp(script.__name__) / "run"
+            folders[script.__name__] = script.train(make_args(script, run_dir=folder))
+        return folders[script.__name__]
+
+    return run_dir
+
+
+# Reproducibility
+
+
+def test_the_same_seed_gives_the_same_run(
+    script: ModuleType, finished: Any, tmp_path: Path
+) -> None:
+    again, other = (
+        script.train(make_args(script, seed=seed, run_dir=tmp_path / f"{seed}")) for seed in (1, 2)
+    )
+    assert curves(again) == curves(finished(script))
+    assert all(a != b for a, b in zip(curves(other), curves(again)))
+
+
+def test_evaluations_leave_the_training_as_it_is(
+    script: ModuleType, finished: Any, tmp_path: Path
+) -> None:
+    args = make_args(script, eval_interval=110, eval_episodes=1, run_dir=tmp_path / "run")
+    more = script.train(args)
+    assert len(rows(more / "evaluations.csv")) > len(rows(finished(script) / "evaluations.csv"))
+    assert rows(more / "episodes.csv") == rows(finished(script) / "episodes.csv")
+
+
+def test_evaluations_are_without_noise(
+    script: ModuleType, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    evaluate, compared = script.evaluate, []
+
+    def spy(policy: Any, *rest: Any) -> Any:
+        obs, state = torch.randn(1, 3), torch.get_rng_state()
+        compared.append(torch.equal(policy(obs), policy(obs)))
+        result = evaluate(policy, *rest)
+        compared.append(torch.equal(torch.get_rng_state(), state))
+        return result
+
+    monkeypatch.setattr(script, "evaluate", spy)
+    script.train(make_args(script, total_timesteps=300, run_dir=tmp_path / "run"))
+    assert compared == [True, True]
+
+
+# Parallel environments, actions, episode ends
+
+
+def test_three_environments_count_their_steps_and_log_all_their_episodes(
+    script: ModuleType, tmp_path: Path
+) -> None:
+    args = make_args(script, num_envs=3, total_timesteps=1200, run_dir=tmp_path / "run")
+    _, checkpoint = trained(script, script.train(args))
+    episodes = rows(args.run_dir / "episodes.csv")
+    assert [row["env_step"] for row in episodes] == ["600"] * 3 + ["1200"] * 3
+    assert {row["episodic_length"] for row in episodes} == {"200"}
+    assert len({row["episodic_return"] for row in episodes}) == 6
+    assert checkpoint["run"]["env_step"] == 1200
+    assert checkpoint["run"]["updates"] == 1200 - 99  # one a step, from the first step above 100
+    evaluations = rows(args.run_dir / "evaluations.csv")
+    assert [row["env_step"] for row in evaluations] == ["300", "600", "900", "1200"]
+
+
+class Recorder(Probe):
+    """Remembers the actions that reach it; every dimension has bounds of its own."""
+
+    low, high = np.array([-1, 0, -50], np.float32), np.array([3, 0.5, 100], np.float32)
+    action_space = gym.spaces.Box(low, high)
+    length = 20
+    taken: list[np.ndarray] = []
+
+    def reward(self, action: np.ndarray) -> float:
+        self.taken.append(action.copy())
+        return 0.0
+
+
+def test_actions_fill_the_bounds_of_every_dimension(
+    script: ModuleType, register: Any, tmp_path: Path
+) -> None:
+    Recorder.taken = []
+    args = make_args(script, env_id=register(Recorder), run_dir=tmp_path / "run")
+    args.total_timesteps = args.learning_starts = args.eval_interval = 600
+    args.eval_episodes = 1
+    _, checkpoint = trained(script, script.train(args))
+    taken = np.array(Recorder.taken[:600])  # the evaluation's come after
+    share = (taken - Recorder.low) / (Recorder.high - Recorder.low)
+    assert share.min() >= 0 and share.max() <= 1
+    assert (share.min(axis=0) < 0.02).all() and (share.max(axis=0) > 0.98).all()
+    assert np.allclose(share.mean(axis=0), 0.5, atol=0.05)
+    assert np.allclose(2 * share - 1, checkpoint["buffer"]["action"][:600], atol=1e-5)
+
+
+class Clock(Probe):
+    """The observation is the environment's number, the episode's and the time.
+
+    The environments' episodes have 3, 4 and 5 steps; every second episode is cut by a time limit.
+    """
+
+    observation_space = gym.spaces.Box(-np.inf, np.inf, (3,), np.float32)
+    made = 0
+
+    def __init__(self, **render_mode: Any) -> None:
+        super().__init__()
+        self.number, self.episode = Clock.made, 0
+        self.length = 3 + self.number
+        Clock.made += 1
+
+    def reset(self, **seed: Any) -> Any:
+        self.episode += 1
+        self.end = "truncated" if self.episode % 2 else "terminated"
+        return super().reset(**seed)
+
+    def observe(self) -> Any:
+        return [self.number, self.episode, self.t]
+
+
+def test_no_transition_crosses_the_end_of_an_episode(
+    script: ModuleType, register: Any, tmp_path: Path
+) -> None:
+    Clock.made = 0
+    args = make_args(script, env_id=register(Clock), num_envs=3, run_dir=tmp_path / "run")
+    _, checkpoint = trained(script, script.train(args))
+    buffer = {k: v[:900] for k, v in checkpoint["buffer"].items() if torch.is_tensor(v)}
+    number, episode, time = buffer["obs"].T
+    # Each next observation is the one a step later, also where an episode ends.
+    assert torch.equal(buffer["next_obs"], buffer["obs"] + torch.tensor([0, 0, 1]))
+    last = time + 1 == 3 + number
+    assert torch.equal(buffer["terminated"], (last & (episode % 2 == 0)).float())
+    for i in range(3):  # Every step of every episode is there, once and in order.
+        mine = (number == i).nonzero().flatten()
+        step = torch.arange(300)
+        assert torch.equal(time[mine], (step % (3 + i)).float())
+        assert torch.equal(episode[mine], (1 + step // (3 + i)).float())
+    assert {row["episodic_length"] for row in rows(args.run_dir / "episodes.csv")} == {*"345"}
+
+
+# The run folder
+
+
+def test_the_run_folder_holds_settings_and_curves(script: ModuleType, finished: Any) -> None:
+    run_dir = finished(script)
+    settings = dataclasses.asdict(make_args(script, run_dir=str(run_dir)))
+    written = json.loads((run_dir / "args.json").read_text())
+    assert written == json.loads(json.dumps(settings))
+    headers = {name: (run_dir / f"{name}.csv").open().readline() for name in script.Logger.COLUMNS}
+    assert headers == {
+        "episodes": "env_step,episodic_return,episodic_length,seconds\n",
+        "evaluations": "env_step,seconds,mean_return,std_return,min_return,max_return,"
+        "mean_length,episodes\n",
+    }
+    steps = [[row["env_step"] for row in curve] for curve in curves(run_dir)]
+    assert steps == [["300", "600", "900", "1000"], ["200", "400", "600", "800", "1000"]]
+    assert {path.name for path in run_dir.glob("*.pt")} == {"best.pt", "checkpoint.pt"}
+
+
+def test_tensorboard_shows_what_the_csv_files_say(script: ModuleType, finished: Any) -> None:
+    run_dir = finished(script)
+    events = EventAccumulator(str(run_dir))
+    events.Reload()
+    tags = set(events.Tags()["scalars"])
+    assert "charts/SPS" in tags and any(tag.startswith("losses/") for tag in tags)
+    for tag, name, column in (
+        ("charts/episodic_return", "episodes", "episodic_return"),
+        ("charts/episodic_length", "episodes", "episodic_length"),
+        ("eval/episodic_return", "evaluations", "mean_return"),
+        ("eval/episodic_length", "evaluations", "mean_length"),
+    ):
+        shown = [(event.step, event.value) for event in events.Scalars(tag)]
+        written = [(int(r["env_step"]), float(r[column])) for r in rows(run_dir / f"{name}.csv")]
+        assert np.allclose(shown, written)
+
+
+def test_three_evaluations_at_the_wanted_return_end_the_run(
+    script: ModuleType, tmp_path: Path
+) -> None:
+    for stop, end in (-1e9, "300"), (1e9, "500"):
+        changes = {"stop_at_return": stop, "eval_interval": 100, "total_timesteps": 500}
+        run_dir = script.train(make_args(script, run_dir=tmp_path / end, **changes))
+        assert rows(run_dir / "evaluations.csv")[-1]["env_step"] == end
+
+
+def test_weights_and_biases_gets_the_run_offline(script: ModuleType, tmp_path: Path) -> None:
+    words = [str(script.__file__), *flags(track=True, total_timesteps=250, run_dir="run")]
+    run_python(words, tmp_path, WANDB_MODE="offline", WANDB_SILENT="true")
+    (log,) = (tmp_path / "run").glob("wandb/offline-run-*/run-*.wandb")
+    content = log.read_bytes()
+    assert b"actor_hidden_sizes" in content and b"charts/episodic_return" in content
+
+
+# Evaluation and video
+
+
+def printed_return(out: str) -> float:
+    match = re.fullmatch(r"return (\S+) ± \S+ over \d+ episodes, .*\n", out)
+    assert match, out
+    return float(match[1])
+
+
+def test_evaluate_plays_the_best_policy_of_a_run(
+    script: ModuleType, finished: Any, tmp_path: Path
+) -> None:
+    run_dir = finished(script)
+    returns = [float(row["mean_return"]) for row in rows(run_dir / "evaluations.csv")]
+    assert len(set(returns)) > 1
+    for source, expected in (
+        (run_dir, max(returns)),
+        (run_dir / "best.pt", max(returns)),
+        (run_dir / "checkpoint.pt", returns[-1]),
+    ):
+        code, out, err = Run(script, ["--evaluate", str(source)], tmp_path).wait()
+        assert (code, err) == (0, "")
+        assert printed_return(out) == pytest.approx(expected, abs=0.06)
+
+
+def test_evaluate_plays_an_untrained_and_a_random_policy(
+    script: ModuleType, tmp_path: Path
+) -> None:
+    values = []
+    for policy in "untrained", "random", "random":
+        code, out, err = Run(script, flags(evaluate=policy), tmp_path).wait()
+        assert (code, err) == (0, "")
+        values.append(printed_return(out))
+    assert values[0] != values[1] == values[2]
+    assert not list(tmp_path.glob("runs"))
+
+
+def assert_film(path: Path) -> None:
+    """An MP4 of a whole Pendulum episode in which there is something to see, and it moves."""
+    frames = imageio.imread(path)
+    assert len(frames) == pytest.approx(200, abs=2)
+    assert min(frame.std() for frame in frames) > 5
+    assert (frames[20].astype(int) - frames[0]).std() > 1
+
+
+def test_every_evaluation_is_filmed(script: ModuleType, tmp_path: Path) -> None:
+    changes = {"capture_video": True, "total_timesteps": 200, "eval_interval": 100}
+    run_dir = script.train(make_args(script, run_dir=tmp_path / "run", **changes))
+    films = sorted((run_dir / "videos").glob("*.mp4"))
+    assert [film.name.split("-episode")[0] for film in films] == ["step-100", "step-200"]
+    for film in films:
+        assert_film(film)
+    shutil.rmtree(run_dir / "videos")
+    code, _, err = Run(script, ["--evaluate", str(run_dir), "--capture-video"], tmp_path).wait()
+    assert code == 0, err
+    (film,) = (run_dir / "videos").glob("*.mp4")
+    assert_film(film)
+
+
+# Bad input
+
+
+def assert_refused(script: ModuleType, words: list[str], folder: Path, *named: str) -> None:
+    """Exit code 2, and one line on stderr with all that it should name."""
+    code, out, err = Run(script, words, folder).wait()
+    assert (code, out, err.count("\n")) == (2, "", 1), err
+    assert err.startswith(f"{script.__name__}: ")
+    assert all(part in err for part in named), err
+
+
+@pytest.mark.parametrize(
+    ("changes", "named"),
+    [
+        ({"env_id": "Pendullum-v1"}, ["Pendullum", "Did you mean", "`Pendulum`"]),
+        ({"env_id": "Pendulum-v99"}, ["v99", "v1"]),
+        ({"env_id": "HoperBulletEnv-v0"}, ["HoperBulletEnv", "HopperBulletEnv"]),
+        ({"env_id": "dm_control/cartpole-fly-v0"}, ["cartpole-fly"]),
+        ({"env_id": "CartPole-v1"}, ["CartPole-v1", "Discrete(2)", "Pendulum-v1"]),
+        ({"gamma": 2.0}, ["--gamma", "2.0", "between 0 and 1"]),
+        ({"gamma": float("nan")}, ["--gamma", "nan"]),
+        ({"batch_size": 0}, ["--batch-size", "0", "between 1"]),
+        ({"actor_hidden_sizes": (16, 0)}, ["--actor-hidden-sizes", "0", "between 1"]),
+        ({"num_envs": 0}, ["--num-envs", "0", "between 1"]),
+        ({"buffer_size": 2, "num_envs": 3}, ["--buffer-size", "--num-envs"]),
+        ({"resume": "nowhere"}, ["nowhere", "run folder"]),
+        ({"evaluate": "nowhere"}, ["nowhere", "run folder"]),
+        ({"evaluate": "nowhere.pt"}, ["nowhere.pt"]),
+    ],
+    ids=str,
+)
+def test_bad_input_ends_in_one_sentence(
+    changes: dict[str, Any], named: list[str], script: ModuleType, tmp_path: Path
+) -> None:
+    assert_refused(script, flags(**changes), tmp_path, *named)
+
+
+def test_a_gpu_that_is_not_there_ends_in_one_sentence(script: ModuleType, tmp_path: Path) -> None:
+    assert_refused(script, flags(device="cuda"), tmp_path, "--device", "GPU", "cpu")
+
+
+def test_unusable_run_folders_end_in_one_sentence(
+    script: ModuleType, finished: Any, tmp_path: Path
+) -> None:
+    run_dir = shutil.copytree(finished(script), tmp_path / "run")
+    path = run_dir / "checkpoint.pt"
+    content = path.read_bytes()
+    go_on = ["--resume", "run", "--total-timesteps", "2000"]
+    assert_refused(script, flags(run_dir="run"), tmp_path, "run", "--resume run", "--run-dir")
+    assert_refused(script, ["--resume", "run"], tmp_path, "finished", "--total-timesteps")
+    other_env = [*go_on, "--env-id", "Hopper-v5"]
+    assert_refused(script, other_env, tmp_path, "env_id", "Pendulum-v1")
+
+    torch.save(torch.load(path) | {"script": "ppo_atari"}, path)
+    assert_refused(script, go_on, tmp_path, "checkpoint.pt", "ppo_atari")
+    for damaged in (content[: len(content) // 2], content[:-1], b"", b"hello", bytes(1000)):
+        path.write_bytes(damaged)
+        assert_refused(script, go_on, tmp_path, "checkpoint.pt", "damaged")
+
+
+# One file is all there is
+
+
+def test_the_file_runs_alone_in_an_empty_folder(script: ModuleType, tmp_path: Path) -> None:
+    path = shutil.copy(str(script.__file__), tmp_path)
+    out, _ = run_python([str(path), *flags(total_timesteps=300)], tmp_path)
+    (run_dir,) = tmp_path.glob("runs/Pendulum-v1__*")
+    assert out.endswith(f"done: {run_dir.relative_to(tmp_path)}\n")
+    assert (run_dir / "checkpoint.pt").exists()
+
+
+def test_the_terminal_shows_every_evaluation(script: ModuleType, tmp_path: Path) -> None:
+    code, out, err = Run(script, flags(total_timesteps=600, run_dir="run"), tmp_path).wait()
+    assert (code, err) == (0, "")
+    assert re.findall(r"step (\d+), \d+ s: evaluation -\d+\.\d ± \d+\.\d", out) == ["300", "600"]

@@ -671,7 +671,7 @@ def whole_state(agent: nn.Module, buffer: ReplayBuffer, envs: SyncVectorEnv) -> 
         "agent": agent.state_dict(),
         "buffer": vars(buffer),
         "torch_rng": [torch.get_rng_state(), *torch.cuda.get_rng_state_all()],
-        "env_rng": [json.dumps(generator(env).state, default=list) for env in envs.envs],
+        "env_rng": [json.dumps(generator(e).state, default=np.ndarray.tolist) for e in envs.envs],
     }
 
 
@@ -769,6 +769,8 @@ def check_args(args: Args) -> None:
                 if not low <= value <= high:
                     flag = name.replace("_", "-")
                     fail(f"--{flag} is {value}, and must lie between {low} and {high}")
+    if args.buffer_size < args.num_envs:
+        fail(f"--buffer-size is {args.buffer_size}, and must not be below --num-envs")
 
 
 # [/shared]

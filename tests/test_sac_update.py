@@ -1,0 +1,240 @@
+"""SAC's policy and update, against torch.distributions, Stable-Baselines3 and the formulas."""
+
+from __future__ import annotations
+
+import copy
+import math
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+import torch._inductor.config
+from conftest import Probe, make_args, random_batch, trained
+from stable_baselines3 import SAC
+from stable_baselines3.common.logger import Logger
+from stable_baselines3.common.type_aliases import ReplayBufferSamples
+from torch import Tensor, nn
+from torch.distributions import Normal, TanhTransform, TransformedDistribution
+
+import sac_continuous as sac
+
+OBS_DIM, ACTION_DIM, SIZE = 10, 2, 32  # Reacher-v5's
+
+
+def make_agent(**changes: Any) -> Any:
+    return sac.Agent(OBS_DIM, ACTION_DIM, make_args(sac, **changes))
+
+
+def batches(count: int) -> list[sac.Batch]:
+    return [random_batch(sac, SIZE, OBS_DIM, ACTION_DIM) for _ in range(count)]
+
+
+def weights(*modules: nn.Module) -> Tensor:
+    """A copy of all parameters in one row."""
+    params = [p for module in modules for p in module.parameters()]
+    return nn.utils.parameters_to_vector(params).detach().clone()
+
+
+def head_of(theirs: Any) -> Tensor:
+    """Stable-Baselines3's two last layers of the actor, in the order of our one."""
+    mean, log_std = theirs.mu, theirs.log_std
+    weight = torch.cat([mean.weight, log_std.weight]).flatten()
+    return torch.cat([weight, mean.bias, log_std.bias]).detach()
+
+
+def test_updates_equal_those_of_stable_baselines3(monkeypatch: pytest.MonkeyPatch) -> None:
+    sizes, tau = (24, 16), 0.05
+    rates = dict.fromkeys(("actor", "critic", "alpha"), 1e-3)
+    changes: dict[str, Any] = {f"{name}_learning_rate": rate for name, rate in rates.items()}
+    changes |= {"actor_hidden_sizes": sizes, "critic_hidden_sizes": sizes, "init_alpha": 0.5}
+    agent = make_agent(gamma=0.9, tau=tau, **changes)
+    theirs: Any = SAC(
+        "MlpPolicy",
+        "Reacher-v5",
+        policy_kwargs={"net_arch": [*sizes]},
+        learning_rate=1e-3,
+        ent_coef="auto_0.5",
+        gamma=0.9,
+        tau=tau,
+    )
+    theirs.set_logger(Logger(None, []))
+    theirs.actor.action_dist.epsilon = 0.0  # which keeps its logarithm finite, and is inexact
+    for ours, net in (agent.critics, theirs.critic), (agent.target_critics, theirs.critic_target):
+        nn.utils.vector_to_parameters(weights(ours), net.parameters())
+    nn.utils.vector_to_parameters(weights(agent.actor.body), theirs.actor.latent_pi.parameters())
+    weight, bias = agent.actor.head.weight.detach(), agent.actor.head.bias.detach()
+    for layer, part in (theirs.actor.mu, slice(0, 2)), (theirs.actor.log_std, slice(2, 4)):
+        layer.weight.data.copy_(weight[part])
+        layer.bias.data.copy_(bias[part])
+    before = weights(agent.actor), weights(agent.critics), agent.log_alpha.item()
+
+    for i, (obs, action, reward, terminated, next_obs) in enumerate(batches(10)):
+        columns = terminated.unsqueeze(1), reward.unsqueeze(1)
+        sample = ReplayBufferSamples(obs, action, next_obs, *columns)
+        monkeypatch.setattr(theirs.replay_buffer, "sample", lambda *_, s=sample, **__: s)
+        torch.manual_seed(i)  # both draw the same actions
+        theirs.train(gradient_steps=1, batch_size=SIZE)
+        torch.manual_seed(i)
+        agent.update(sac.Batch(obs, action, reward, terminated, next_obs))
+
+    assert (weights(agent.actor) - before[0]).abs().max() > 1e-3
+    assert (weights(agent.critics) - before[1]).abs().max() > 1e-3
+    assert abs(agent.log_alpha.item() - before[2]) > 1e-3
+    close: dict[str, Any] = {"atol": 1e-5, "rtol": 0}
+    torch.testing.assert_close(weights(agent.critics), weights(theirs.critic), **close)
+    torch.testing.assert_close(
+        weights(agent.target_critics), weights(theirs.critic_target), **close
+    )
+    torch.testing.assert_close(weights(agent.actor.body), weights(theirs.actor.latent_pi), **close)
+    torch.testing.assert_close(weights(agent.actor.head), head_of(theirs.actor), **close)
+    torch.testing.assert_close(agent.log_alpha.detach(), theirs.log_ent_coef.detach()[0], **close)
+
+
+@pytest.mark.parametrize("scale", [0.1, 1.0, 30.0])
+def test_log_probabilities_are_those_of_a_squashed_gaussian_also_in_the_tails(scale: float) -> None:
+    actor = make_agent().actor
+    actor.head.weight.data[:ACTION_DIM] *= scale  # the means'
+    obs = torch.randn(256, OBS_DIM)
+    torch.manual_seed(1)
+    action, log_prob = actor.sample(obs)
+    mean, std, _ = actor(obs)
+    torch.manual_seed(1)
+    distribution = TransformedDistribution(Normal(mean, std), TanhTransform(cache_size=1))
+    same = distribution.rsample()
+    assert scale < 30 or (action.abs() == 1).any(), "no sample is in the tail"
+    torch.testing.assert_close(action, same)
+    expected = distribution.log_prob(same).sum(1)
+    torch.testing.assert_close(log_prob, expected, atol=1e-5, rtol=1e-5)
+    # And from the definition in double precision: log(1 - tanh²(u)) = -2 log cosh(u).
+    u = distribution.transforms[0].inv(same).double()  # from its cache, and so exact
+    log_cosh = u.abs() + torch.log1p(torch.exp(-2 * u.abs())) - math.log(2)
+    exact = (Normal(mean.double(), std.double()).log_prob(u) + 2 * log_cosh).sum(1)
+    torch.testing.assert_close(log_prob.double(), exact, atol=1e-4, rtol=1e-5)
+
+
+def test_gradients_of_the_temperature_are_the_hand_derived_ones() -> None:
+    agent, log_prob = make_agent(target_entropy=-3.0), torch.tensor([1.0, 2.0, 6.0])
+    (grad,) = torch.autograd.grad(agent.alpha_loss(log_prob), [agent.log_alpha])
+    assert grad.item() == pytest.approx(-(3.0 - 3.0))  # -(mean log π + target) = 0: on target
+    (grad,) = torch.autograd.grad(agent.alpha_loss(log_prob + 2), [agent.log_alpha])
+    assert grad.item() == pytest.approx(-2.0)  # too little entropy: descent raises α
+
+
+def test_gradients_of_the_actor_weigh_entropy_by_alpha() -> None:
+    # Critics that are 0 everywhere leave α ∂ mean log π.
+    agent, (batch,) = make_agent(), batches(1)
+    for p in agent.critics.parameters():
+        p.data.zero_()
+    params = list(agent.actor.parameters())
+    for alpha in 0.2, 1.7:
+        torch.manual_seed(3)
+        action, log_prob = agent.actor.sample(batch.obs)
+        loss = agent.actor_loss(batch.obs, action, log_prob, torch.tensor(alpha))
+        grads = torch.autograd.grad(loss, params, retain_graph=True)
+        expected = torch.autograd.grad(log_prob.mean(), params)
+        for grad, one in zip(grads, expected):
+            torch.testing.assert_close(grad, alpha * one)
+
+
+@pytest.mark.parametrize("autotune", [True, False])
+def test_alpha_starts_where_it_is_told_and_moves_only_when_it_is_learnt(autotune: bool) -> None:
+    agent = make_agent(autotune=autotune, init_alpha=0.03, alpha=0.4)
+    start = 0.03 if autotune else 0.4
+    assert agent.log_alpha.exp().item() == pytest.approx(start)
+    for batch in batches(3):
+        agent.update(batch)
+    assert (agent.log_alpha.exp().item() != pytest.approx(start)) == autotune
+
+
+def test_alpha_stays_below_its_bound() -> None:
+    agent = make_agent(init_alpha=0.9, max_alpha=1.0, alpha_learning_rate=0.5, target_entropy=50.0)
+    for batch in batches(5):
+        alpha = agent.update(batch)["alpha"]
+    assert alpha.item() == pytest.approx(1.0)
+
+
+def test_the_automatic_target_is_minus_one_per_action_dimension() -> None:
+    assert make_agent().target_entropy == -ACTION_DIM
+    assert make_agent(target_entropy=0.5).target_entropy == 0.5
+
+
+class Narrow(Probe):
+    """The reward falls with the action's square, so that all entropy costs something."""
+
+    def reward(self, action: np.ndarray) -> float:
+        return -(float(action[0]) ** 2)
+
+
+def test_the_entropy_reaches_its_target(register: Any, tmp_path: Path) -> None:
+    # Without a temperature the policy would end at no width at all, and an entropy of -infinity.
+    changes: dict[str, Any] = {"target_entropy": -1.5, "init_alpha": 0.1, "learning_starts": 50}
+    changes |= {f"{name}_learning_rate": 3e-3 for name in ("actor", "critic", "alpha")}
+    changes |= {"total_timesteps": 2500, "eval_interval": 5000, "save_interval": 5000}
+    args = make_args(sac, env_id=register(Narrow), run_dir=tmp_path / "run", **changes)
+    agent, _ = trained(sac, sac.train(args))
+    entropy = -agent.actor.sample(torch.zeros(4000, 1))[1].mean().item()
+    assert entropy == pytest.approx(-1.5, abs=0.2)
+
+
+# Compiled code draws its noise from a generator of its own, unless it is told not to.
+@torch._inductor.config.patch(fallback_random=True)
+def test_compiled_updates_move_the_weights_as_eager_ones_do() -> None:
+    torch._dynamo.reset()
+    eager = make_agent()
+    graph = copy.deepcopy(eager)
+    update = sac.compiled(graph.update, make_args(sac, compile=True))
+    assert update != graph.update, "there is no C++ compiler"
+    start = weights(eager.actor)
+    for i, batch in enumerate(batches(3)):
+        torch.manual_seed(i)
+        expected = eager.update(batch)
+        torch.manual_seed(i)
+        torch.testing.assert_close(update(batch), expected, atol=1e-5, rtol=1e-4)
+    assert (weights(graph.actor) - start).abs().max() > 1e-3
+    torch.testing.assert_close(graph.state_dict(), eager.state_dict(), atol=1e-5, rtol=1e-4)
+
+
+def test_compiled_policies_draw_new_noise_in_every_update() -> None:
+    torch._dynamo.reset()
+    graph, (batch,) = make_agent(actor_learning_rate=0.0, critic_learning_rate=0.0), batches(1)
+    update = sac.compiled(graph.update, make_args(sac, compile=True))
+    entropies = {update(batch)["entropy"].item() for _ in range(4)}
+    assert len(entropies) == 4
+
+
+def test_state_dependent_noise_is_held_between_draws_and_gaussian_over_them() -> None:
+    actor = make_agent(use_sde=True, num_envs=3, sde_log_std=-0.5).actor
+    obs = torch.randn(1, OBS_DIM).expand(3, -1)
+    actor.draw_sde_noise()
+    first = actor.explore(obs)
+    assert torch.equal(actor.explore(obs), first)
+    assert len(first[:, 0].unique()) == 3  # each environment has noise of its own
+    mean, std, _ = actor(obs)
+    draws = []
+    for _ in range(3000):
+        actor.draw_sde_noise()
+        draws.append(actor.explore(obs).double().atanh() - mean)
+    noise = torch.cat(draws)
+    torch.testing.assert_close(noise.std(0), std[0].double(), atol=0, rtol=0.05)
+    assert noise.mean(0).abs().max() < 0.05 * std.max()
+
+
+def test_learning_rates_fall_linearly_to_zero() -> None:
+    args = make_args(sac, anneal_learning_rate=True, total_timesteps=1000)
+    agent = sac.Agent(OBS_DIM, ACTION_DIM, args)
+    for step, share in (0, 1.0), (250, 0.75), (1000, 0.0):
+        agent.set_learning_rates(args, step)
+        rate = agent.actor_optimizer.learning_rate.item()
+        assert rate == pytest.approx(share * args.actor_learning_rate)
+
+
+def test_update_every_keeps_the_number_of_updates(register: Any, tmp_path: Path) -> None:
+    changes = {"total_timesteps": 400, "learning_starts": 200, "eval_interval": 1000}
+    counts = []
+    for every in 1, 8:
+        run_dir = tmp_path / str(every)
+        args = make_args(sac, env_id="Pendulum-v1", update_every=every, run_dir=run_dir, **changes)
+        counts.append(trained(sac, sac.train(args))[1]["run"]["updates"])
+    assert counts == [200, 200]

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import importlib
 import os
 import random
@@ -31,13 +32,19 @@ def saved_step(script: ModuleType, run_dir: Path) -> int:
 def wait_for(condition: Callable[[], bool]) -> None:
     start = time.monotonic()
     while not condition():
-        assert time.monotonic() - start < 60
-        time.sleep(0.01)
+        assert time.monotonic() - start < 120
+        time.sleep(0.001)
 
 
-def wait_for_episode(run_dir: Path) -> None:
-    path = run_dir / "episodes.csv"
+def wait_for_row(path: Path) -> None:
     wait_for(lambda: path.exists() and len(rows(path)) > 0)
+
+
+def written(run_dir: Path) -> set[tuple[str, int]]:
+    """The run's checkpoint files, finished and not, and when they were written."""
+    with contextlib.suppress(FileNotFoundError):  # renamed in between
+        return {(path.name, path.stat().st_mtime_ns) for path in run_dir.glob("checkpoint.*")}
+    return set()
 
 
 # Killed and interrupted
@@ -46,7 +53,7 @@ def wait_for_episode(run_dir: Path) -> None:
 def test_a_run_killed_at_random_moments_ends_as_if_it_had_not_been(
     script: ModuleType, tmp_path: Path
 ) -> None:
-    # The buffer makes the file large, so that many a kill falls into the writing of it.
+    # The buffer makes the file large, so that writing it takes a while.
     changes = {"save_interval": 150, "buffer_size": 200_000, "total_timesteps": 3000}
     whole = script.train(make_args(script, run_dir=tmp_path / "whole", **changes))
     moments, run_dir, kills = random.Random(1), tmp_path / "run", 0
@@ -59,9 +66,15 @@ def test_a_run_killed_at_random_moments_ends_as_if_it_had_not_been(
             run_dir = tmp_path / f"run-after-{kills}"  # once more, for the kills that are left
         fresh = not (run_dir / "checkpoint.pt").exists()
         words = flags(run_dir=run_dir, **changes) if fresh else ["--resume", str(run_dir)]
+        checkpoints = written(run_dir)
         run = Run(script, words, tmp_path)
         if kills < KILLS:
-            time.sleep(moments.uniform(0.1, 1.0))
+            if kills % 2:  # while it writes a checkpoint
+                while written(run_dir) == checkpoints and run.process.is_alive():
+                    time.sleep(0.001)
+                time.sleep(moments.uniform(0, 0.01))
+            else:
+                time.sleep(moments.uniform(0.1, 1.0))
             run.send(signal.SIGKILL)
         code, _, err = run.wait()
         kills += code == -signal.SIGKILL
@@ -74,12 +87,14 @@ def test_a_run_killed_at_random_moments_ends_as_if_it_had_not_been(
 
 
 # Environments whose state is their generator's, so that a resumed run is the same run.
+LONG = {"total_timesteps": 3000, "eval_interval": 1000, "eval_episodes": 1}
 CASES: list[tuple[int, dict[str, Any]]] = [
     (signal.SIGTERM, {}),
     (signal.SIGINT, {"env_id": "InvertedPendulum-v5", "total_timesteps": 2000}),
-    (signal.SIGTERM, {"env_id": "dm_control/cartpole-balance-v0", "total_timesteps": 3000}),
+    (signal.SIGTERM, {"env_id": "dm_control/cartpole-balance-v0", **LONG}),
     (signal.SIGTERM, {"noise_type": "ou", "ou_theta": 0.5, "ou_dt": 0.1}),
-    (signal.SIGINT, {"noise_type": "parameter"}),
+    # An actor that hardly moves, so that sigma falls steadily and not up and down.
+    (signal.SIGINT, {"noise_type": "parameter", "noise_std": 0.5, "actor_learning_rate": 1e-6}),
 ]
 
 
@@ -99,7 +114,7 @@ def test_an_interrupted_run_says_how_to_go_on_and_then_ends_as_if_it_had_not_bee
     changes = {"total_timesteps": 1400, "save_interval": 10_000} | changes
     whole = script.train(make_args(script, run_dir=tmp_path / "whole", **changes))
     run = Run(script, flags(run_dir="run", **changes), tmp_path)
-    wait_for_episode(tmp_path / "run")
+    wait_for_row(tmp_path / "run" / "episodes.csv")
     time.sleep(random.Random(name + str(changes)).uniform(0, 0.3))
     run.send(number)
     code, out, err = run.wait()
@@ -114,9 +129,10 @@ def test_an_interrupted_run_says_how_to_go_on_and_then_ends_as_if_it_had_not_bee
 
 
 def test_a_second_signal_ends_the_run_at_once(script: ModuleType, tmp_path: Path) -> None:
-    changes = {"updates_per_step": 100, "learning_starts": 200, "run_dir": "run"}
+    # Signalled at step 100 it would save at step 200, which is many seconds and updates away.
+    changes = {"updates_per_step": 100, "eval_interval": 100, "run_dir": "run"}
     run = Run(script, flags(**changes), tmp_path)
-    wait_for_episode(tmp_path / "run")  # the next takes many seconds
+    wait_for_row(tmp_path / "run" / "evaluations.csv")
     run.send(signal.SIGTERM)
     wait_for(lambda: b"again to end at once" in (tmp_path / "stderr.txt").read_bytes())
     run.send(signal.SIGTERM)

@@ -184,6 +184,7 @@ class Actor(nn.Module):
             shape = (args.actor_hidden_sizes[-1], action_dim)
             self.log_sigma = nn.Parameter(torch.full(shape, args.sde_log_std))  # [F, A]
             self.sde_noise = nn.Buffer(torch.zeros(args.num_envs, *shape))  # W: [N, F, A]
+            self.draw_sde_noise()
 
     def forward(self, obs: Tensor) -> tuple[Tensor, Tensor, Tensor]:
         """The Gaussian's mean and deviation [B, A] before tanh, and the features φ [B, F]."""

@@ -125,7 +125,7 @@ class Run:
 
     def wait(self) -> tuple[int | None, str, str]:
         """Exit code, stdout and stderr."""
-        self.process.join(timeout=120)
+        self.process.join(timeout=600)
         out, err = (file.read_text() for file in self.files)
         return self.process.exitcode, out, err
 

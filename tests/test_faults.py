@@ -32,7 +32,7 @@ def saved_step(script: ModuleType, run_dir: Path) -> int:
 def wait_for(condition: Callable[[], bool]) -> None:
     start = time.monotonic()
     while not condition():
-        assert time.monotonic() - start < 120
+        assert time.monotonic() - start < 300
         time.sleep(0.001)
 
 

@@ -402,8 +402,8 @@ def train(args: Args, checkpoint: dict[str, Any] | None = None) -> Path:
         run = restore(checkpoint, agent, buffer, envs)
         obs, _ = envs.reset()
     update = compiled(agent.update, args)
-    logger = Logger(args, run_dir, run.env_step, run.seconds)
     interrupt = Interrupt()
+    logger = Logger(args, run_dir, run.env_step, run.seconds)
     losses: dict[str, Tensor] = {}
     saved_at, finished = run.env_step, False
 

@@ -431,8 +431,8 @@ def train(args: Args, checkpoint: dict[str, Any] | None = None) -> Path:
         obs, _ = envs.reset()
     agent.noise.reset(agent.actor, torch.ones(args.num_envs, dtype=torch.bool))
     update = compiled(agent.update, args)
-    logger = Logger(args, run_dir, run.env_step, run.seconds)
     interrupt = Interrupt()
+    logger = Logger(args, run_dir, run.env_step, run.seconds)
     losses: dict[str, Tensor] = {}
     saved_at, finished = run.env_step, False
 

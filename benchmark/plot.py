@@ -249,11 +249,25 @@ def tidy(ax: Any) -> None:
     ax.set_axisbelow(True)
 
 
+def draw_published(ax: Any, rows: list[dict[str, str]]) -> None:
+    """A dotted line at what each peer reached, named beside the panel."""
+    rows = sorted(rows, key=lambda row: float(row["mean"]))
+    for place, row in enumerate(rows):
+        height = float(row["mean"])
+        ax.axhline(height, color="0.45", linewidth=1, linestyle=":")
+        steps = f"\n{thousands(float(row['env_steps']))} steps" if row["env_steps"] else ""
+        # Two lines may be close: the lowest is named downwards, the highest upwards.
+        ends = {0: "top", len(rows) - 1: "bottom"}
+        side = "center" if len(rows) == 1 else ends.get(place, "center")
+        where = {"xy": (1.01, height), "xycoords": ("axes fraction", "data"), "va": side}
+        ax.annotate(row["implementation"] + steps, **where, fontsize=8.5, color="0.35")
+
+
 def curves(groups: Group, axis: str, published: list[dict[str, str]], running_mean: int) -> Any:
     """One panel for each environment, one line for each name."""
     envs = list(dict.fromkeys(env for env, _ in groups))
     names = list(dict.fromkeys(name for _, name in groups))
-    columns = min(len(envs), 3)
+    columns = min(len(envs), 2 if len(envs) == 4 else 3)
     figure, axes = start_figure(columns, math.ceil(len(envs) / columns))
     for ax in axes[len(envs) :]:
         ax.set_visible(False)
@@ -271,16 +285,9 @@ def curves(groups: Group, axis: str, published: list[dict[str, str]], running_me
             ax.fill_between(points, low, high, alpha=0.2, linewidth=0, **style)
             lines.setdefault(label_of(name, names), line)
         algorithms = {name.split("_")[0] for name in names if (env, name) in groups}
-        for row in published if axis == "steps" else []:
-            if row["env_id"].replace("/", "-") == env:
-                if row["algorithm"] not in algorithms or row["env_steps"] != "1000000":
-                    continue
-                height = float(row["mean"])
-                ax.axhline(height, color="0.45", linewidth=1, linestyle=":")
-                text = f"{row['implementation']}, {thousands(float(row['env_steps']))} steps"
-                place = {"xy": (0.01, height), "xycoords": ("axes fraction", "data")}
-                offset = {"xytext": (0, 2), "textcoords": "offset points"}
-                ax.annotate(text, **place, **offset, fontsize=8.5, color="0.35")
+        peers = [row for row in published if row["env_id"].replace("/", "-") == env]
+        peers = [row for row in peers if row["algorithm"] in algorithms]
+        draw_published(ax, peers if axis == "steps" else [])
         seeds = sorted({len(runs) for (e, _), runs in groups.items() if e == env})
         count = "-".join(map(str, dict.fromkeys((seeds[0], seeds[-1]))))
         ax.set_title(f"{env} ({count} seed{'s' if seeds[-1] > 1 else ''})")
@@ -289,9 +296,8 @@ def curves(groups: Group, axis: str, published: list[dict[str, str]], running_me
         ax.xaxis.set_major_locator(MaxNLocator(6))
         ax.margins(x=0.01)
         tidy(ax)
-    mean = f"training return, mean of {running_mean} episodes" if running_mean else "return"
-    for ax in axes[::columns]:
-        ax.set_ylabel(mean)
+    mean = f"training return, mean of {running_mean} episodes"
+    figure.supylabel(mean if running_mean else "return", fontsize=11)
     figure.legend(
         list(lines.values()), list(lines), loc="outside upper center", ncols=4, frameon=False
     )
@@ -371,10 +377,19 @@ def compare(groups: Group, pairs: list[list[str]], out: Path) -> None:
     plt.rcParams.update({"font.size": 11})
     figure, ax = plt.subplots(figsize=(6, 1.3 + 0.5 * len(chances)), layout="constrained")
     for place, (_, _, _, value, low, high) in enumerate(chances):
-        ax.plot([low, high], [place, place], color=COLOURS[0], linewidth=6, alpha=0.3)
+        ax.plot(
+            [low, high],
+            [place, place],
+            color=COLOURS[0],
+            linewidth=6,
+            alpha=0.3,
+            solid_capstyle="butt",
+        )
         ax.plot(value, place, "o", color=COLOURS[0])
     ax.axvline(0.5, color="0.4", linewidth=1, linestyle=":")
-    ax.set_yticks(range(len(chances)), [f"{a} > {b}" for a, b, *_ in chances])
+    both = [name for a, b, *_ in chances for name in (a, b)]
+    labels = [[label_of(a, both), label_of(b, both)] for a, b, *_ in chances]
+    ax.set_yticks(range(len(chances)), [f"{a} above {b}" for a, b in labels])
     ax.set(xlim=(-0.02, 1.02), ylim=(len(chances) - 0.5, -0.5))
     ax.set_xlabel("probability that a run ends higher")
     tidy(ax)

@@ -192,9 +192,9 @@ reap() { # collect the runs that have ended
         code=0 && wait "${pids[$k]}" || code=$?
         i=${running[$k]} dir=${run_dirs[${running[$k]}]}
         unset "pids[$k]" "running[$k]"
-        if ((code == 0)); then
+        if ((code == 0)) && [[ $backend == local ]]; then touch "$dir/finished"; fi
+        if is_finished "$dir"; then # ray gives 0 for a stopped job too
             finished=$((finished + 1))
-            [[ $backend == ray ]] || touch "$dir/finished"
         elif [[ -z $stopping ]]; then
             failed+=("$i")
             echo "failed with exit code $code: $dir"

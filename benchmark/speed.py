@@ -321,6 +321,8 @@ def describe(args: argparse.Namespace) -> str:
     flags, paths = list(sys.argv[1:]), ("--peers-python", "--external", "--out")
     flags = ["..." if i and flags[i - 1] in paths else flag for i, flag in enumerate(flags)]
     command = " ".join(["python benchmark/speed.py", *flags])
+    external = "- external contenders: sizes, logging and evaluation as their own flags say\n"
+    external = external if args.external else ""
     return f"""# Steps per second on {args.env_id}
 
 - command: `{command}`
@@ -330,7 +332,7 @@ def describe(args: argparse.Namespace) -> str:
 - all: batch 256, two hidden layers of 256, one update a step, buffer 200,000, one environment,
   learning rate 7e-4, gamma 0.98, Gaussian noise 0.1 (DDPG, TD3), TensorBoard on, one evaluation
   episode every {args.segment:,} steps; no checkpoints; the rest is each library's default
-- {args.rounds} rounds of {args.segment:,} steps each; start-up and compilation are not counted
+{external}- {args.rounds} rounds of {args.segment:,} steps each; start-up and compilation are not counted
 """
 
 

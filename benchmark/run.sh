@@ -248,7 +248,8 @@ for i in "${todo[@]}" end; do
     while reap; limit=$workers
         [[ $i != end && -z $stopping ]] || limit=1
         ((${#pids[@]} >= limit)); do
-        sleep 0.5 || true # Ctrl-C ends the sleep too
+        sleep 0.5 & # in the background, because a signal ends the wait at once, but not a sleep
+        wait $! || true
         if (($(date +%s) - reported >= ${REPORT_SECONDS:-30})); then
             reported=$(date +%s)
             report

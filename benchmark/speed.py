@@ -332,7 +332,7 @@ def describe(args: argparse.Namespace) -> str:
 - all: batch 256, two hidden layers of 256, one update a step, buffer 200,000, one environment,
   learning rate 7e-4, gamma 0.98, Gaussian noise 0.1 (DDPG, TD3), TensorBoard on, one evaluation
   episode every {args.segment:,} steps; no checkpoints; the rest is each library's default
-{external}- {args.rounds} rounds of {args.segment:,} steps each; start-up and compilation are not counted
+{external}- {args.rounds} rounds of {args.segment:,} steps; start-up and compilation are not counted
 """
 
 

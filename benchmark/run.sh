@@ -15,6 +15,7 @@
 #   --name NAME        what the runs are called (default: the script's name)
 #   --track            log to Weights & Biases
 #   --dry-run          print what would be done
+#   --smoke            everything at a thousandth of the length, in DIR/smoke: does it all run?
 #   -- FLAGS           all that follows goes to the script
 #
 # A run lives in DIR/{environment}__{name}__{seed}. Give the same command again after any
@@ -24,7 +25,8 @@
 set -eo pipefail
 
 root=$(cd "$(dirname "$0")/.." && pwd)
-script='' envs=() seeds=() workers=1 backend=local runs_dir=runs name='' dry_run='' only='' flags=()
+script='' envs=() seeds=() workers=1 backend=local runs_dir=runs name='' flags=()
+dry_run='' smoke='' only=''
 python=${PYTHON:-python}
 if [[ -z $PYTHON && -x $root/.venv/bin/python ]]; then python=$root/.venv/bin/python; fi
 arguments=("$@")
@@ -48,6 +50,7 @@ while (($#)); do
             if [[ $flag == --seeds ]]; then seeds=("${list[@]}"); else envs=("${list[@]}"); fi ;;
         --track) flags+=(--track) ;;
         --dry-run) dry_run=1 ;;
+        --smoke) smoke=1 ;;
         --) flags+=("$@") && break ;;
         -h | --help) sed -n '2,/^set/s/^# \{0,1\}//p' "$0" && exit ;;
         *) fail "$flag is no flag of run.sh; the script's own go behind -- (--help shows all)" ;;
@@ -73,6 +76,18 @@ case $backend in
     *) fail "--backend is $backend, and must be local, slurm or ray" ;;
 esac
 name=${name:-$(basename "$script" .py)}
+if [[ -n $smoke ]]; then
+    for k in "${!flags[@]}"; do # the lengths among the script's flags
+        case ${flags[k]} in
+            --*-timesteps | --*-starts | --*-decay-steps) divisor=1000 ;;
+            --*-interval) divisor=100 ;; # so that evaluations do not take all the time
+            *) continue ;;
+        esac
+        flags[k + 1]=$((flags[k + 1] > divisor ? flags[k + 1] / divisor : 1))
+    done
+    flags+=(--eval-episodes 1 --no-compile)
+    runs_dir=$runs_dir/smoke
+fi
 
 # The grid: job i is run_dirs[i], of run_envs[i] with run_seeds[i].
 run_dirs=() run_envs=() run_seeds=()

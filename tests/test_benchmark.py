@@ -143,6 +143,15 @@ def test_dry_run_prints_the_commands_and_does_nothing(tmp_path: Path) -> None:
     assert not (tmp_path / "runs").exists()
 
 
+def test_smoke_is_a_thousandth_as_long_and_in_a_folder_of_its_own(tmp_path: Path) -> None:
+    line = [str(BENCHMARK / "studies" / "ddpg_bullet.sh"), "--smoke", "--dry-run"]
+    done = subprocess.run(line, env=environment(), capture_output=True, text=True, check=True)
+    runs = done.stdout.splitlines()
+    assert len(runs) == 5 * 5 * 3, "settings x environments x seeds"
+    assert all("--total-timesteps 1000 --learning-starts 10 " in run for run in runs)
+    assert all("--run-dir runs/ddpg_bullet/smoke/" in run for run in runs)
+
+
 @pytest.mark.parametrize(
     ("flags", "message"),
     [

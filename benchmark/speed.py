@@ -26,6 +26,7 @@ import platform
 import random
 import runpy
 import shlex
+import signal
 import statistics
 import subprocess
 import sys
@@ -365,6 +366,7 @@ def main() -> None:
         fail("--rounds and --segment must be at least 1")
     if any("=" not in external for external in args.external):
         fail("--external takes NAME=SCRIPT FLAGS, such as --external 'Mine=/home/me/ddpg.py'")
+    signal.signal(signal.SIGTERM, lambda number, _: sys.exit(128 + number))  # workers end too
     load = os.getloadavg() if hasattr(os, "getloadavg") else ()
     args.load = ", ".join(f"{number:.1f}" for number in load) or "unknown"
     args.out.mkdir(parents=True, exist_ok=True)

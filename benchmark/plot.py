@@ -1,0 +1,444 @@
+"""Learning curves and tables of finished or running runs, from their CSV files alone.
+
+    python benchmark/plot.py runs --out figures
+    python benchmark/plot.py runs --out figures --compare td3_continuous ddpg_continuous
+    python benchmark/plot.py runs --out figures --running-mean 100
+
+RUNS are run folders, or folders that hold them, named {environment}__{name}__{seed}[__{time}]. Runs
+of one environment and name, which differ in their seed alone, make one curve: the interquartile
+mean (the mean of the middle half; Agarwal et al. 2021, arXiv:2108.13264) with a 95% interval by
+stratified bootstrap, which draws whole runs again, from each environment as many as it has.
+
+Written to --out, each figure as SVG and PNG:
+    returns_by_steps, _episodes, _seconds    learning curves
+    results.md, results.csv                  each result beside the published ones (published.csv)
+    improvement.md and figure                with --compare: how likely a run of A beats one of B
+"""
+
+from __future__ import annotations
+
+import argparse
+import csv
+import json
+import math
+import re
+import sys
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any, NamedTuple, NoReturn
+
+import matplotlib
+import matplotlib.pyplot as plt
+import numpy as np
+from matplotlib.ticker import FuncFormatter, MaxNLocator
+from scipy import stats
+
+matplotlib.use("Agg")  # draw to files, on machines without a screen too
+
+Array = np.ndarray
+PUBLISHED = Path(__file__).parent / "published.csv"
+FOLDER = re.compile(r"(?P<env_id>.+?)__(?P<name>.+?)__(?P<seed>\d+)(__\d+)?$")
+AXES = {"steps": "environment steps", "episodes": "episodes", "seconds": "seconds"}
+# Okabe and Ito's colours, which the colour-blind can tell apart; dashes tell them apart in grey.
+COLOURS = ["#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9", "#000000"]
+DASHES: list[Any] = ["-", (0, (6, 2)), (0, (2, 1)), (0, (6, 2, 1, 2)), (0, (1, 2))]
+
+
+def fail(message: str) -> NoReturn:
+    print(f"plot: {message}", file=sys.stderr)
+    raise SystemExit(2)
+
+
+class Run(NamedTuple):
+    """One run: where its curve's points lie, one array for each kind of axis, and their height."""
+
+    env_id: str
+    name: str
+    seed: int
+    x: dict[str, Array]  # keys as in AXES, each [T] and not falling
+    y: Array  # [T], returns
+
+
+Group = dict[tuple[str, str], list[Run]]  # (environment, name) -> its seeds
+
+
+# Reading
+
+
+def read_csv(path: Path, columns: list[str]) -> Array:
+    """The columns as an array [rows, columns]; without a last row that is not written to its end.
+
+    A missing or empty file has no rows. Fails where a row before the last one is damaged.
+    """
+    text = path.read_text(errors="replace") if path.is_file() else ""
+    lines = text.splitlines()
+    whole = lines if text.endswith("\n") else lines[:-1]
+    if not whole:
+        return np.empty((0, len(columns)))
+    header = whole[0].split(",")
+    if missing := set(columns) - set(header):
+        fail(f"{path} has no column {sorted(missing)[0]}; a run's CSV begins with {columns}")
+    rows = []
+    for number, line in enumerate(whole[1:], start=2):
+        cells = line.split(",")
+        try:
+            if len(cells) != len(header):
+                raise ValueError
+            rows.append([float(cells[header.index(column)]) for column in columns])
+        except ValueError:
+            fail(f"{path}, line {number} is damaged: {line[:60]!r}; delete the run or that line")
+    return np.array(rows).reshape(-1, len(columns))
+
+
+def read_run(folder: Path, running_mean: int) -> Run | None:
+    """The curve of one run, of its evaluations or its training episodes; None if it has none yet.
+
+    The time and number of episodes of an evaluation are those of its step.
+    """
+    settings, match = {}, FOLDER.match(folder.name)
+    if not match:  # a run folder that its owner named
+        try:
+            settings = json.loads((folder / "args.json").read_text())
+        except (OSError, ValueError):
+            fail(f"{folder} is not named ENVIRONMENT__NAME__SEED, and has no readable args.json")
+    if match:
+        env_id, name, seed = match["env_id"], match["name"], int(match["seed"])
+    else:
+        env_id, name, seed = settings["env_id"], settings["exp_name"], int(settings["seed"])
+    env_id = env_id.replace("/", "-")  # as in the folders' names
+
+    episodes = read_csv(folder / "episodes.csv", ["env_step", "seconds", "episodic_return"])
+    if running_mean:
+        if len(episodes) < running_mean:
+            return None
+        steps, seconds = episodes[running_mean - 1 :, :2].T
+        sums = np.cumsum(np.insert(episodes[:, 2], 0, 0.0))
+        y = (sums[running_mean:] - sums[:-running_mean]) / running_mean
+        counts = np.arange(running_mean, len(episodes) + 1, dtype=float)
+    else:
+        rows = read_csv(folder / "evaluations.csv", ["env_step", "seconds", "mean_return"])
+        if not len(rows):
+            return None
+        steps, seconds, y = rows.T
+        counts = np.searchsorted(episodes[:, 0], steps, side="right").astype(float)
+    return Run(env_id, name, seed, {"steps": steps, "episodes": counts, "seconds": seconds}, y)
+
+
+def read_runs(paths: list[Path], running_mean: int) -> Group:
+    """Every run under the paths, by environment and name; says which have nothing to show."""
+    folders: list[Path] = []
+    for path in paths:
+        if not path.is_dir():
+            fail(f"there is no folder {path}; give run folders, or a folder that holds them")
+        found = {file.parent for file in path.rglob("evaluations.csv")}
+        found |= {file.parent for file in path.rglob("episodes.csv")}
+        folders += sorted(found) or [path]
+    groups: Group = {}
+    for folder in dict.fromkeys(folders):
+        run = read_run(folder, running_mean)
+        if run is None:
+            print(f"plot: {folder} is left out: nothing to plot in its CSV files", file=sys.stderr)
+            continue
+        group = groups.setdefault((run.env_id, run.name), [])
+        if any(run.seed == other.seed for other in group):
+            fail(f"two runs are {run.env_id}, {run.name}, seed {run.seed}; give one of them")
+        group.append(run)
+    if not groups:
+        fail("none of the folders has anything to plot yet")
+    return dict(sorted(groups.items()))
+
+
+# Statistics
+
+
+def iqm(*strata: Array, axis: int = 0) -> Array:
+    """Interquartile mean along axis over all the strata's runs together."""
+    return stats.trim_mean(np.concatenate(strata, axis=axis), 0.25, axis=axis)
+
+
+def improvement(*strata: Array, axis: int = 0) -> Array:
+    """P(X > Y), ties counting half, averaged over environments: X1..Xn, then Y1..Yn."""
+    samples = [np.moveaxis(stratum, axis, -1) for stratum in strata]
+    half = len(samples) // 2
+    chances = []
+    for x, y in zip(samples[:half], samples[half:]):
+        difference = x[..., :, None] - y[..., None, :]
+        chances.append(((np.sign(difference) + 1) / 2).mean(axis=(-2, -1)))
+    return np.mean(chances, axis=0)
+
+
+def interval(
+    strata: list[Array], statistic: Callable[..., Array], resamples: int = 2_000
+) -> tuple[Array, Array, Array]:
+    """The statistic, and its 95% percentile interval over bootstrapped runs.
+
+    Each stratum is [runs, ...], and is drawn from with replacement by itself. A stratum of a single
+    run has nothing to draw: the interval is nan there.
+    """
+    value = statistic(*strata, axis=0)
+    if min(len(stratum) for stratum in strata) < 2:
+        return value, np.full_like(value, np.nan), np.full_like(value, np.nan)
+    result = stats.bootstrap(
+        strata,
+        statistic,
+        axis=0,
+        n_resamples=resamples,
+        vectorized=True,
+        method="percentile",
+        rng=np.random.default_rng(0),  # the same figures from the same runs
+    )
+    return value, result.confidence_interval.low, result.confidence_interval.high
+
+
+def align(runs: list[Run], axis: str) -> tuple[Array, Array]:
+    """Places [T] that all runs have reached, and their returns there [runs, T].
+
+    Between its points a run is taken to be linear. Evaluations at equal steps stay as they are.
+    """
+    low = max(run.x[axis][0] for run in runs)
+    high = min(run.x[axis][-1] for run in runs)
+    points = np.unique(np.concatenate([run.x[axis] for run in runs]))
+    points = points[(low <= points) & (points <= high)]
+    if len(points) > 400:  # of thousands of episodes, as many as a figure can show
+        points = np.linspace(low, high, 400)
+    return points, np.stack([np.interp(points, run.x[axis], run.y) for run in runs])
+
+
+def final(runs: list[Run]) -> tuple[int, Array]:
+    """The last step that all runs have reached, and their returns there [runs]."""
+    points, y = align(runs, "steps")
+    return (int(points[-1]), y[:, -1]) if len(points) else (0, np.empty(0))
+
+
+# Figures
+
+
+def label_of(name: str, names: list[str]) -> str:
+    """DDPG for ddpg_continuous, where all are named after a script; else the name as it is."""
+    if all(re.fullmatch(r"[a-z0-9_]+_(continuous|atari|smarts)", other) for other in names):
+        return name.rsplit("_", 1)[0].replace("_", " ").upper()
+    return name
+
+
+def thousands(value: float, _: Any = None) -> str:
+    """1500000 as 1.5M."""
+    for size, letter in ((1e6, "M"), (1e3, "k")):
+        if abs(value) >= size:
+            return f"{value / size:g}{letter}"
+    return f"{value:g}"
+
+
+def start_figure(columns: int, rows: int) -> tuple[Any, list[Any]]:
+    plt.rcParams.update(
+        {"font.size": 11, "axes.titlesize": 12, "svg.fonttype": "path", "svg.hashsalt": "folio"}
+    )
+    size = (4.6 * columns + 0.4, 3.4 * rows + 0.7)
+    figure, axes = plt.subplots(rows, columns, figsize=size, squeeze=False, layout="constrained")
+    return figure, list(axes.flat)
+
+
+def save(figure: Any, out: Path, name: str) -> None:
+    figure.savefig(out / f"{name}.svg", metadata={"Date": None})  # equal runs, equal bytes
+    figure.savefig(out / f"{name}.png", dpi=150)
+    plt.close(figure)
+
+
+def tidy(ax: Any) -> None:
+    ax.spines[["top", "right"]].set_visible(False)
+    ax.grid(color="0.9", linewidth=0.8)
+    ax.set_axisbelow(True)
+
+
+def draw_published(ax: Any, rows: list[dict[str, str]]) -> None:
+    """A dotted line at what each peer reached, named beside the panel."""
+    rows = sorted(rows, key=lambda row: float(row["mean"]))
+    for place, row in enumerate(rows):
+        height = float(row["mean"])
+        ax.axhline(height, color="0.45", linewidth=1, linestyle=":")
+        steps = f"\n{thousands(float(row['env_steps']))} steps" if row["env_steps"] else ""
+        # Two lines may be close: the lowest is named downwards, the highest upwards.
+        ends = {0: "top", len(rows) - 1: "bottom"}
+        side = "center" if len(rows) == 1 else ends.get(place, "center")
+        where = {"xy": (1.01, height), "xycoords": ("axes fraction", "data"), "va": side}
+        ax.annotate(row["implementation"] + steps, **where, fontsize=8.5, color="0.35")
+
+
+def curves(groups: Group, axis: str, published: list[dict[str, str]], running_mean: int) -> Any:
+    """One panel for each environment, one line for each name."""
+    envs = list(dict.fromkeys(env for env, _ in groups))
+    names = list(dict.fromkeys(name for _, name in groups))
+    columns = min(len(envs), 2 if len(envs) == 4 else 3)
+    figure, axes = start_figure(columns, math.ceil(len(envs) / columns))
+    for ax in axes[len(envs) :]:
+        ax.set_visible(False)
+    lines: dict[str, Any] = {}
+    for ax, env in zip(axes, envs):
+        for name in names:
+            if (env, name) not in groups:
+                continue
+            points, y = align(groups[env, name], axis)
+            value, low, high = interval([y], iqm)
+            number = names.index(name)
+            style = {"color": COLOURS[number % len(COLOURS)]}
+            dashes = DASHES[number % len(DASHES)]
+            (line,) = ax.plot(points, value, linewidth=2, linestyle=dashes, **style)
+            ax.fill_between(points, low, high, alpha=0.2, linewidth=0, **style)
+            lines.setdefault(label_of(name, names), line)
+        algorithms = {name.split("_")[0] for name in names if (env, name) in groups}
+        peers = [row for row in published if row["env_id"].replace("/", "-") == env]
+        peers = [row for row in peers if row["algorithm"] in algorithms]
+        draw_published(ax, peers if axis == "steps" else [])
+        seeds = sorted({len(runs) for (e, _), runs in groups.items() if e == env})
+        count = "-".join(map(str, dict.fromkeys((seeds[0], seeds[-1]))))
+        ax.set_title(f"{env} ({count} seed{'s' if seeds[-1] > 1 else ''})")
+        ax.set_xlabel(AXES[axis])
+        ax.xaxis.set_major_formatter(FuncFormatter(thousands))
+        ax.xaxis.set_major_locator(MaxNLocator(6))
+        ax.margins(x=0.01)
+        tidy(ax)
+    mean = f"training return, mean of {running_mean} episodes"
+    figure.supylabel(mean if running_mean else "return", fontsize=11)
+    figure.legend(
+        list(lines.values()), list(lines), loc="outside upper center", ncols=4, frameon=False
+    )
+    return figure
+
+
+# Tables
+
+
+def published_rows(path: Path) -> list[dict[str, str]]:
+    with path.open(newline="") as file:
+        return list(csv.DictReader(file))
+
+
+def number(value: float, digits: int = 1) -> str:
+    return "" if math.isnan(value) else f"{value:.{digits}f}"
+
+
+def results(groups: Group, published: list[dict[str, str]]) -> list[dict[str, str]]:
+    """One row for each of ours, followed by the published ones of its environment and algorithm."""
+    rows = []
+    for (env, name), runs in groups.items():
+        steps, scores = final(runs)
+        if not len(scores):
+            continue
+        value, low, high = interval([scores], iqm)
+        row = {"env_id": env, "what": name, "env_steps": str(steps), "seeds": str(len(runs))}
+        row |= {"iqm": number(float(value)), "low": number(float(low)), "high": number(float(high))}
+        row |= {"mean": number(scores.mean()), "std": number(scores.std()), "source": "measured"}
+        rows.append(row)
+        for peer in published:
+            same_env = peer["env_id"].replace("/", "-") == env
+            if not same_env or peer["algorithm"] != name.split("_")[0]:
+                continue
+            row = dict.fromkeys(row, "")
+            row |= {"env_id": env, "what": peer["implementation"], "env_steps": peer["env_steps"]}
+            row |= {"mean": peer["mean"], "std": peer["std"]}
+            row["source"] = f"{peer['protocol']}; {peer['source']}"
+            if row not in rows:  # two of ours may have the same peer
+                rows.append(row)
+    return rows
+
+
+def markdown(rows: list[dict[str, str]]) -> str:
+    """The results as a Markdown table."""
+    text = [
+        "| environment | what | steps | seeds | interquartile mean [95% interval] "
+        "| mean ± std | source |",
+        "|---|---|---|---|---|---|---|",
+    ]
+    for row in rows:
+        bounds = f" [{row['low']}, {row['high']}]" if row["low"] else ""
+        spread = f" ± {row['std']}" if row["std"] else ""
+        steps = f"{int(row['env_steps']):,}" if row["env_steps"] else ""
+        cells = [row["env_id"], row["what"], steps, row["seeds"], row["iqm"] + bounds]
+        text.append(f"| {' | '.join([*cells, row['mean'] + spread, row['source']])} |")
+    return "\n".join(text) + "\n"
+
+
+def compare(groups: Group, pairs: list[list[str]], out: Path) -> None:
+    """How likely a run of the first name ends above one of the second, for each pair."""
+    chances = []
+    for a, b in pairs:
+        envs = [env for env, name in groups if name == a and (env, b) in groups]
+        if not envs:
+            names = ", ".join(sorted({name for _, name in groups}))
+            fail(f"--compare {a} {b}: no environment has runs of both; the runs are of {names}")
+        strata = [final(groups[env, name])[1] for name in (a, b) for env in envs]
+        value, low, high = (float(number) for number in interval(strata, improvement))
+        chances.append((a, b, len(envs), value, low, high))
+    text = ["| A | B | environments | P(A > B) [95% interval] |", "|---|---|---|---|"]
+    for a, b, count, value, low, high in chances:
+        bounds = "" if math.isnan(low) else f" [{low:.2f}, {high:.2f}]"
+        text.append(f"| {a} | {b} | {count} | {value:.2f}{bounds} |")
+    (out / "improvement.md").write_text("\n".join(text) + "\n")
+
+    plt.rcParams.update({"font.size": 11})
+    figure, ax = plt.subplots(figsize=(6, 1.3 + 0.5 * len(chances)), layout="constrained")
+    for place, (_, _, _, value, low, high) in enumerate(chances):
+        ax.plot(
+            [low, high],
+            [place, place],
+            color=COLOURS[0],
+            linewidth=6,
+            alpha=0.3,
+            solid_capstyle="butt",
+        )
+        ax.plot(value, place, "o", color=COLOURS[0])
+    ax.axvline(0.5, color="0.4", linewidth=1, linestyle=":")
+    both = [name for a, b, *_ in chances for name in (a, b)]
+    labels = [[label_of(a, both), label_of(b, both)] for a, b, *_ in chances]
+    ax.set_yticks(range(len(chances)), [f"{a} above {b}" for a, b in labels])
+    ax.set(xlim=(-0.02, 1.02), ylim=(len(chances) - 0.5, -0.5))
+    ax.set_xlabel("probability that a run ends higher")
+    tidy(ax)
+    save(figure, out, "improvement")
+
+
+def main() -> None:
+    """Read the flags and the runs, and write figures and tables."""
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    parser.add_argument("runs", nargs="+", type=Path, help="run folders, or folders of them")
+    parser.add_argument("--out", type=Path, required=True, help="folder of the figures and tables")
+    parser.add_argument(
+        "--running-mean",
+        type=int,
+        default=0,
+        metavar="N",
+        help="plot training episodes, averaged over the last N, in place of evaluations",
+    )
+    parser.add_argument(
+        "--compare",
+        nargs=2,
+        action="append",
+        default=[],
+        metavar=("A", "B"),
+        help="names of two sets of runs; may be given several times",
+    )
+    parser.add_argument("--published", type=Path, default=PUBLISHED, help="figures of the peers")
+    args = parser.parse_args()
+    if args.running_mean < 0:
+        fail(f"--running-mean is {args.running_mean}, and must be at least 1")
+    if not args.published.is_file():
+        fail(f"there is no {args.published}; it is a CSV file such as {PUBLISHED}")
+    groups = read_runs(args.runs, args.running_mean)
+    published = published_rows(args.published)
+    args.out.mkdir(parents=True, exist_ok=True)
+    for axis in AXES:
+        save(curves(groups, axis, published, args.running_mean), args.out, f"returns_by_{axis}")
+    rows = results(groups, published)
+    with (args.out / "results.csv").open("w", newline="") as file:
+        writer = csv.DictWriter(file, rows[0].keys() if rows else [], lineterminator="\n")
+        writer.writeheader()
+        writer.writerows(rows)
+    (args.out / "results.md").write_text(markdown(rows))
+    if args.compare:
+        compare(groups, args.compare, args.out)
+    print(markdown(rows), end="")
+
+
+if __name__ == "__main__":
+    main()

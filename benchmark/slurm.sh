@@ -1,0 +1,12 @@
+#!/usr/bin/env bash
+# One task of the array that `benchmark/run.sh --backend slurm` submits. Put your cluster's
+# partition, account and limits here.
+#SBATCH --time=24:00:00
+#SBATCH --cpus-per-task=1
+#SBATCH --mem=4G
+# Before the limit and at preemption, a run is told to save; the requeued task goes on from there.
+#SBATCH --signal=B:TERM@180
+#SBATCH --requeue
+root=$1
+shift
+exec bash "$root/benchmark/run.sh" --only "$SLURM_ARRAY_TASK_ID" "$@"

@@ -1,6 +1,6 @@
 #!/usr/bin/env bash
 # DDPG's exploration: independent Gaussian noise, correlated Ornstein-Uhlenbeck noise, and noise on
-# the actor's parameters, on two small tasks and a hopper.
+# the actor's parameters, on a pendulum and a hopper (MountainCarContinuous-v0: ddpg_mountaincar.sh).
 #
 #   benchmark/studies/ddpg_noise.sh --workers 4        any flag of run.sh; --smoke for a quick trial
 #   python benchmark/plot.py runs/ddpg_noise --out benchmark/results/ddpg_noise
@@ -24,6 +24,6 @@ study() { # length, interval of evaluations, environments; then every kind of no
 }
 
 launcher=("$@")
-study 100000 5000 Pendulum-v1 MountainCarContinuous-v0
+study 100000 5000 Pendulum-v1
 study 1000000 25000 HopperBulletEnv-v0
 exit "$status"

@@ -298,9 +298,8 @@ def curves(groups: Group, axis: str, published: list[dict[str, str]], running_me
         tidy(ax)
     mean = f"training return, mean of {running_mean} episodes"
     figure.supylabel(mean if running_mean else "return", fontsize=11)
-    figure.legend(
-        list(lines.values()), list(lines), loc="outside upper center", ncols=4, frameon=False
-    )
+    place: dict[str, Any] = {"loc": "outside upper center", "ncols": 2 * columns}  # two a panel
+    figure.legend(list(lines.values()), list(lines), **place, frameon=False)
     return figure
 
 

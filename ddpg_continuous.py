@@ -135,8 +135,8 @@ def dimensions(env: gym.Env) -> tuple[int, int]:
 def mlp(sizes: list[int], args: Args) -> nn.Sequential:
     """Linear layers with ReLU between them: [B, sizes[0]] -> [B, sizes[-1]].
 
-    The initialisation "uniform" is the paper's (section 7): ±1/sqrt(fan in), and ±0.003 in the last
-    layer, so that the first actions and values are near zero. "default" is PyTorch's.
+    The initialisation "uniform" is that of Lillicrap et al. 2015, section 7: ±1/sqrt(fan in), and
+    ±0.003 in the last layer, so that first actions and values are near 0. "default" is PyTorch's.
     """
     layers: list[nn.Module] = []
     for i, (fan_in, fan_out) in enumerate(zip(sizes, sizes[1:])):
@@ -245,7 +245,7 @@ class GaussianNoise(nn.Module):
 
 
 class OUNoise(GaussianNoise):
-    """Ornstein-Uhlenbeck noise, which pushes the same way for many steps (paper, section 7).
+    """Ornstein-Uhlenbeck noise, which pushes the same way for many steps (Lillicrap et al. 2015).
 
     a = μ(s) + x,  x' = x - θ x dt + std sqrt(dt) ξ,  x = 0 where an episode begins.
     """

@@ -204,6 +204,8 @@ class ReplayBuffer:
     def __init__(self, obs_dim: int, action_dim: int, args: Args) -> None:
         # A multiple of num_envs, so that one step of all environments is never split.
         self.capacity = args.buffer_size // args.num_envs * args.num_envs
+        if self.capacity == 0:
+            fail(f"--buffer-size is {args.buffer_size}, and must not be below --num-envs")
         self.obs = torch.zeros(self.capacity, obs_dim, device=args.device)
         self.action = torch.zeros(self.capacity, action_dim, device=args.device)
         self.reward = torch.zeros(self.capacity, device=args.device)
@@ -334,9 +336,9 @@ class Adam(nn.Module):
     graph: in there, torch.optim's step would leave the weights as they are (torch 2.13).
     """
 
-    def __init__(self, params: Iterable[Tensor], learning_rate: float) -> None:
+    def __init__(self, params: Iterable[Tensor], learning_rate: float, eps: float = 1e-8) -> None:
         super().__init__()
-        self.params = list(params)
+        self.params, self.eps = list(params), eps
         # A tensor: as a plain number it would be compiled in, and anew at every change.
         self.learning_rate = nn.Buffer(torch.tensor(learning_rate), persistent=False)
         self.m = nn.ParameterList(torch.zeros_like(p) for p in self.params).requires_grad_(False)
@@ -350,7 +352,7 @@ class Adam(nn.Module):
             m.lerp_(g, 1 - beta1)  # m = β1 m + (1 - β1) g
             v.mul_(beta2).addcmul_(g, g, value=1 - beta2)  # v = β2 v + (1 - β2) g²
             m_hat, v_hat = m / (1 - beta1**self.t), v / (1 - beta2**self.t)
-            p.sub_(self.learning_rate * m_hat / (v_hat.sqrt() + 1e-8))
+            p.sub_(self.learning_rate * m_hat / (v_hat.sqrt() + self.eps))
 
 
 # [/shared]
@@ -495,7 +497,7 @@ def train(args: Args, checkpoint: dict[str, Any] | None = None) -> Path:
     logger.close()
     envs.close()
     eval_env.close()
-    interrupt.end(run, run_dir)
+    interrupt.end(run, run_dir, finished)
     return run_dir
 
 
@@ -560,6 +562,7 @@ class Logger:
         self.bar = tqdm(total=total, initial=env_step, unit=" steps", disable=hide)
         self.returns = np.zeros(args.num_envs)
         self.lengths = np.zeros(args.num_envs, dtype=int)
+        self.next_losses = env_step
 
     def open_csv(self, run_dir: Path, name: str, env_step: int) -> TextIO:
         """Open to append, cut back to env_step: a resumed run forgets what its checkpoint lacks."""
@@ -618,8 +621,9 @@ class Logger:
         for name, loss in losses.items():
             if not math.isfinite(loss):
                 fail(f"{name} is {loss:g} at step {env_step}; the last checkpoint is kept", code=1)
-        if env_step % 1_000 >= len(self.returns):
+        if env_step < self.next_losses:
             return
+        self.next_losses = env_step + 1_000
         for name, loss in losses.items():
             self.tensorboard.add_scalar(f"losses/{name}", float(loss), env_step)
         first_step, start = self.started
@@ -684,6 +688,8 @@ def load_checkpoint(path: Path) -> dict[str, Any]:
     return checkpoint
 
 
+# [/shared]
+# [shared: continuous state]
 def generator(env: gym.Env) -> Any:
     """The random generator that draws the environment's resets."""
     random: Any = env.unwrapped.np_random  # DM Control's is a RandomState, NumPy's older kind
@@ -715,6 +721,8 @@ def restore(
     return Progress(**checkpoint["run"])
 
 
+# [/shared]
+# [shared: interrupt]
 class Interrupt:
     """Notes Ctrl-C or SIGTERM, for the run to save and end; a second one ends it at once."""
 
@@ -726,11 +734,13 @@ class Interrupt:
     def note(self, number: int, frame: Any) -> None:
         self.number = number
         signal.signal(number, signal.SIG_DFL)
-        print(f"\n{SCRIPT}: saving when this episode ends; again to end at once", file=sys.stderr)
+        print(f"\n{SCRIPT}: saving as soon as it can; again to end at once", file=sys.stderr)
 
-    def end(self, run: Progress, run_dir: Path) -> None:
-        """Exit as a signal does, if there was one, and say how to go on."""
-        if self.number:
+    def end(self, run: Progress, run_dir: Path, finished: bool) -> None:
+        """Say that the run is done; or how to go on with it, and exit as the signal does."""
+        if finished:
+            print(f"done: {run_dir}")
+        else:
             print(f"saved step {run.env_step}; go on with: python {sys.argv[0]} --resume {run_dir}")
             raise SystemExit(128 + self.number)
 
@@ -795,11 +805,10 @@ def check_args(args: Args) -> None:
                 if not low <= value <= high:
                     flag = name.replace("_", "-")
                     fail(f"--{flag} is {value}, and must lie between {low} and {high}")
-    if args.buffer_size < args.num_envs:
-        fail(f"--buffer-size is {args.buffer_size}, and must not be below --num-envs")
 
 
 # [/shared]
+# [shared: run folder]
 def open_run(args: Args) -> Path:
     """Make the run folder, or take the one to resume, and write args.json there."""
     name = f"{args.env_id}__{args.exp_name}__{args.seed}__{int(time.time())}".replace("/", "-")
@@ -811,6 +820,7 @@ def open_run(args: Args) -> Path:
     return run_dir
 
 
+# [/shared]
 def play(args: Args, checkpoint: dict[str, Any] | None, path: Path | None) -> None:
     """Print what the policy that --evaluate names returns over whole episodes."""
     start_torch(args)
@@ -832,6 +842,7 @@ def play(args: Args, checkpoint: dict[str, Any] | None, path: Path | None) -> No
     )
 
 
+# [shared: main]
 def main() -> None:
     """Read the flags; beside --resume and --evaluate, those not given are the run's own."""
     args, checkpoint, path = tyro.cli(Args), None, None
@@ -854,13 +865,14 @@ def main() -> None:
         if args.evaluate:
             play(args, checkpoint, path)
         else:
-            print(f"done: {train(args, checkpoint)}")
+            train(args, checkpoint)
     except OSError as error:  # a full disk, a folder that may not be written
         fail(str(error), code=1)
 
 
 if __name__ == "__main__":
     main()
+# [/shared]
 
 
 # What this file needs, for "uv run" and "pip install --requirements-from-script" (PEP 723):
@@ -878,6 +890,7 @@ if __name__ == "__main__":
 #     "shimmy==2.0.1",
 #     "pybullet==3.2.7",
 #     "pybullet-envs-gymnasium==0.6.0",
+#     "ale-py==0.12.1",
 #     "tyro==1.0.17",
 #     "tensorboard==2.21.0",
 #     "wandb==0.31.0",

@@ -24,35 +24,63 @@ import torch
 from torch import Tensor
 
 ROOT = Path(__file__).parent.parent
-SCRIPTS = sorted(path.stem for path in ROOT.glob("*_continuous.py"))
+CONTINUOUS, ATARI = (
+    sorted(path.stem for path in ROOT.glob(f"*_{kind}.py")) for kind in ("continuous", "atari")
+)
+SCRIPTS = CONTINUOUS + ATARI
 sys.path.insert(0, str(ROOT))
 os.environ["PYTHONPATH"] = str(ROOT)  # for the processes that the tests start
 os.environ["CUDA_VISIBLE_DEVICES"] = ""
 os.environ["MUJOCO_GL"] = "off"  # else dm_control warns of a missing display
 torch.set_num_threads(1)
 
-# A run of two seconds.
-SMALL: dict[str, Any] = {
-    "env_id": "Pendulum-v1",
-    "total_timesteps": 1000,
-    "actor_hidden_sizes": (16,),
-    "critic_hidden_sizes": (16,),
-    "batch_size": 16,
-    "buffer_size": 2000,
-    "learning_starts": 100,
-    "eval_interval": 300,
-    "eval_episodes": 2,
-    "save_interval": 300,
-    "progress": False,
-    "compile": False,
-    "device": "cpu",
+# A run of two seconds, with episodes of 200 steps in Pendulum and of 100 in Pong.
+COMMON: dict[str, Any] = {"progress": False, "compile": False, "device": "cpu"}
+SMALL: dict[str, dict[str, Any]] = {
+    "continuous": COMMON
+    | {
+        "env_id": "Pendulum-v1",
+        "total_timesteps": 1000,
+        "actor_hidden_sizes": (16,),
+        "critic_hidden_sizes": (16,),
+        "batch_size": 16,
+        "buffer_size": 2000,
+        "learning_starts": 100,
+        "eval_interval": 300,
+        "eval_episodes": 2,
+        "save_interval": 300,
+    },
+    "atari": COMMON
+    | {
+        "env_id": "ALE/Pong-v5",
+        "max_episode_frames": 400,
+        "sticky_actions": 0.25,
+        "total_timesteps": 512,
+        "num_envs": 2,
+        "num_steps": 32,
+        "num_minibatches": 2,
+        "update_epochs": 2,
+        "eval_interval": 150,
+        "eval_episodes": 2,
+        "save_interval": 128,
+    },
 }
+
+
+def kind(script: ModuleType) -> str:
+    """The family a script belongs to: continuous or atari."""
+    return script.__name__.split("_")[-1]
 
 
 @pytest.fixture(params=SCRIPTS)
 def script(request: pytest.FixtureRequest) -> ModuleType:
     """Each script in turn, for what all of them must do."""
     return importlib.import_module(request.param)
+
+
+# For the tests of what only one family does.
+continuous_only = pytest.mark.parametrize("script", CONTINUOUS, indirect=True)
+atari_only = pytest.mark.parametrize("script", ATARI, indirect=True)
 
 
 @pytest.fixture(autouse=True)
@@ -68,13 +96,13 @@ def as_before() -> Iterator[None]:
 
 def make_args(script: ModuleType, **changes: Any) -> Any:
     """The script's Args for a small run."""
-    return script.Args(**SMALL | changes)
+    return script.Args(**SMALL[kind(script)] | changes)
 
 
-def flags(**changes: Any) -> list[str]:
+def flags(script: ModuleType, **changes: Any) -> list[str]:
     """The same settings as a command line."""
     words = []
-    for name, value in (SMALL | changes).items():
+    for name, value in (SMALL[kind(script)] | changes).items():
         flag = name.replace("_", "-")
         if isinstance(value, bool):
             words.append(f"--{flag}" if value else f"--no-{flag}")

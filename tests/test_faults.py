@@ -18,7 +18,20 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
-from conftest import ROOT, SCRIPTS, Probe, Run, curves, flags, make_args, rows
+from conftest import (
+    ATARI,
+    ROOT,
+    SCRIPTS,
+    Probe,
+    Run,
+    atari_only,
+    continuous_only,
+    curves,
+    flags,
+    kind,
+    make_args,
+    rows,
+)
 
 KILLS = -(-20 // len(SCRIPTS))  # in each script
 
@@ -54,18 +67,21 @@ def test_a_run_killed_at_random_moments_ends_as_if_it_had_not_been(
     script: ModuleType, tmp_path: Path
 ) -> None:
     # The buffer makes the file large, so that writing it takes a while.
-    changes = {"save_interval": 150, "buffer_size": 200_000, "total_timesteps": 3000}
+    changes = {
+        "continuous": {"save_interval": 150, "buffer_size": 200_000, "total_timesteps": 3000},
+        "atari": {"save_interval": 64, "total_timesteps": 1024},
+    }[kind(script)]
     whole = script.train(make_args(script, run_dir=tmp_path / "whole", **changes))
     moments, run_dir, kills = random.Random(1), tmp_path / "run", 0
     while True:
         before = saved_step(script, run_dir)
-        if before == 3000:
+        if before == changes["total_timesteps"]:
             assert curves(run_dir) == curves(whole)
             if kills >= KILLS:
                 break
             run_dir = tmp_path / f"run-after-{kills}"  # once more, for the kills that are left
         fresh = not (run_dir / "checkpoint.pt").exists()
-        words = flags(run_dir=run_dir, **changes) if fresh else ["--resume", str(run_dir)]
+        words = flags(script, run_dir=run_dir, **changes) if fresh else ["--resume", str(run_dir)]
         checkpoints = written(run_dir)
         run = Run(script, words, tmp_path)
         if kills < KILLS:
@@ -83,7 +99,7 @@ def test_a_run_killed_at_random_moments_ends_as_if_it_had_not_been(
         assert after >= before or fresh
         if (run_dir / "episodes.csv").exists():
             played = [int(row["env_step"]) for row in rows(run_dir / "episodes.csv")]
-            assert max(played, default=0) - after <= 200  # it saves whenever an episode ends
+            assert max(played, default=0) - after <= 200  # it saves as often as it can
 
 
 # Environments whose state is their generator's, so that a resumed run is the same run.
@@ -98,12 +114,18 @@ CASES: list[tuple[int, dict[str, Any]]] = [
 ]
 
 
+CASES_OF_ATARI: list[tuple[int, dict[str, Any]]] = [
+    (signal.SIGTERM, {"save_interval": 64}),
+    (signal.SIGINT, {"env_id": "ALE/Breakout-v5", "max_episode_frames": 250}),  # lives are lost
+]
+
+
 @pytest.mark.parametrize(
     ("name", "number", "changes"),
     [
         pytest.param(name, number, changes, id=f"{name}-{signal.Signals(number).name}-{changes}")
         for name in SCRIPTS
-        for number, changes in CASES
+        for number, changes in (CASES_OF_ATARI if name in ATARI else CASES)
         if "noise_type" not in changes or "noise_type:" in (ROOT / f"{name}.py").read_text()
     ],
 )
@@ -113,13 +135,13 @@ def test_an_interrupted_run_says_how_to_go_on_and_then_ends_as_if_it_had_not_bee
     script = importlib.import_module(name)
     changes = {"total_timesteps": 1400, "save_interval": 10_000} | changes
     whole = script.train(make_args(script, run_dir=tmp_path / "whole", **changes))
-    run = Run(script, flags(run_dir="run", **changes), tmp_path)
+    run = Run(script, flags(script, run_dir="run", **changes), tmp_path)
     wait_for_row(tmp_path / "run" / "episodes.csv")
     time.sleep(random.Random(name + str(changes)).uniform(0, 0.3))
     run.send(number)
     code, out, err = run.wait()
     assert code == 128 + number, err
-    assert err.endswith(f"\n{name}: saving when this episode ends; again to end at once\n")
+    assert err.endswith(f"\n{name}: saving as soon as it can; again to end at once\n")
     said = re.search(r"saved step (\d+); go on with: python (\S+) (.*)\n", out)
     assert said and said[2] == script.__file__
     assert int(said[1]) == saved_step(script, tmp_path / "run") < changes["total_timesteps"]
@@ -129,9 +151,10 @@ def test_an_interrupted_run_says_how_to_go_on_and_then_ends_as_if_it_had_not_bee
 
 
 def test_a_second_signal_ends_the_run_at_once(script: ModuleType, tmp_path: Path) -> None:
-    # Signalled at step 100 it would save at step 200, which is many seconds and updates away.
-    changes = {"updates_per_step": 100, "eval_interval": 100, "run_dir": "run"}
-    run = Run(script, flags(**changes), tmp_path)
+    # Signalled at its first evaluation it would save some hundred updates later.
+    many = {"continuous": "updates_per_step", "atari": "update_epochs"}[kind(script)]
+    changes = {many: 100, "eval_interval": 100, "run_dir": "run"}
+    run = Run(script, flags(script, **changes), tmp_path)
     wait_for_row(tmp_path / "run" / "evaluations.csv")
     run.send(signal.SIGTERM)
     wait_for(lambda: b"again to end at once" in (tmp_path / "stderr.txt").read_bytes())
@@ -171,21 +194,21 @@ def test_a_checkpoint_from_a_stranger_runs_no_code(script: ModuleType, tmp_path:
 def test_a_full_disk_keeps_the_checkpoint_before_it(script: ModuleType, tmp_path: Path) -> None:
     run_dir = script.train(make_args(script, total_timesteps=200, run_dir=tmp_path / "run"))
     path = run_dir / "checkpoint.pt"
-    before = path.read_bytes()
+    before, before_step = path.read_bytes(), saved_step(script, run_dir)
     words = ["--resume", "run", "--total-timesteps", "2000", "--eval-interval", "5000"]
     code, _, err = Run(script, words, tmp_path, file_limit=len(before) - 1).wait()
     assert (code, err.count("\n")) == (1, 1), err
     assert "checkpoint.pt" in err and "the checkpoint before it is kept" in err
     assert path.read_bytes() == before
     assert not list(run_dir.glob("*.tmp"))
-    assert saved_step(script, run_dir) == 200
+    assert saved_step(script, run_dir) == before_step
 
 
 @pytest.mark.parametrize("file_limit", [100, 5000])
 def test_a_disk_full_from_the_start_ends_in_one_sentence(
     file_limit: int, script: ModuleType, tmp_path: Path
 ) -> None:
-    code, _, err = Run(script, flags(run_dir="run"), tmp_path, file_limit=file_limit).wait()
+    code, _, err = Run(script, flags(script, run_dir="run"), tmp_path, file_limit=file_limit).wait()
     assert (code, err.count("\n")) == (1, 1), err
 
 
@@ -212,6 +235,7 @@ class Huge(Broken):
     broken = 1e30
 
 
+@continuous_only
 @pytest.mark.parametrize(
     ("probe", "sentence"),
     [(Broken, r"Broken-v0 .*reward.*nan.* step 450"), (Huge, r"loss is (inf|nan) at step 4\d\d")],
@@ -235,3 +259,20 @@ def test_numbers_that_are_not_finite_end_the_run_and_are_not_saved(
     assert checkpoint["run"]["env_step"] == 400
     numbers = [*checkpoint["agent"].values(), checkpoint["buffer"]["reward"]]
     assert all(torch.isfinite(number).all() for number in numbers)
+
+
+@atari_only
+def test_a_loss_that_is_not_finite_ends_the_run_and_is_not_saved(
+    script: ModuleType, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    args = make_args(script, run_dir=tmp_path / "run", total_timesteps=128, anneal_lr=False)
+    script.train(args)
+    before = (args.run_dir / "checkpoint.pt").read_bytes()
+    checkpoint = script.load_checkpoint(args.run_dir / "checkpoint.pt")
+    changes = {"resume": args.run_dir, "total_timesteps": 1024, "learning_rate": 1e30}
+    with pytest.raises(SystemExit) as ending:
+        script.train(make_args(script, anneal_lr=False, **changes), checkpoint)
+    err = capsys.readouterr().err
+    assert (ending.value.code, err.count("\n")) == (1, 1), err
+    assert re.search(r"policy_loss is nan at step \d+; the last checkpoint is kept", err), err
+    assert (args.run_dir / "checkpoint.pt").read_bytes() == before

@@ -13,7 +13,9 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
-from conftest import Probe, make_args, trained
+from conftest import Probe, continuous_only, make_args, trained
+
+pytestmark = continuous_only
 
 GAMMA = 0.8
 

@@ -1,0 +1,375 @@
+"""PPO's update, against the formulas, Stable-Baselines3, and itself on two ranks."""
+
+from __future__ import annotations
+
+import copy
+import os
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+import ale_py
+import gymnasium as gym
+import numpy as np
+import pytest
+import torch
+from conftest import ROOT, make_args
+from torch import Tensor
+
+import ppo_atari as ppo
+
+
+def random_batch(size: int, num_actions: int = 6) -> ppo.Batch:
+    obs = torch.randint(0, 256, (size, 4, 84, 84), dtype=torch.uint8)
+    action = torch.randint(num_actions, (size,))
+    log_prob = -1.8 + 0.3 * torch.randn(size)
+    value, advantage, returns = torch.randn(3, size)
+    return ppo.Batch(obs, action, log_prob, value, advantage, returns)
+
+
+# Advantages
+
+
+def quadratic(
+    reward: Tensor, value: Tensor, next_value: Tensor, terminated: Tensor, ended: Tensor
+) -> Tensor:
+    """A_t = Σ_k (γλ)^k δ_{t+k}, up to the end of the episode, written from the formula; [T]."""
+    gamma, gae_lambda = 0.9, 0.7
+    result = torch.zeros_like(value)
+    for t in range(len(value)):
+        for k in range(len(value) - t):
+            bootstrap = 0.0 if terminated[t + k] else next_value[t + k]
+            delta = reward[t + k] + gamma * bootstrap - value[t + k]
+            result[t] += (gamma * gae_lambda) ** k * delta
+            if ended[t + k]:
+                break
+    return result
+
+
+def test_advantages_equal_their_formula_with_every_kind_of_end_at_every_step() -> None:
+    steps = 5
+    kinds = torch.cartesian_prod(*[torch.arange(3)] * steps).T  # [T, 3^T]: goes on, dies, cut off
+    reward, value, next_value = torch.randn(3, *kinds.shape, dtype=torch.float64)
+    terminated, ended = (kinds == 1).double(), (kinds > 0).double()
+    parts = reward, value, next_value, terminated, ended
+    computed = ppo.advantages(*parts, 0.9, 0.7)
+    expected = [quadratic(*(p[:, i] for p in parts)) for i in range(kinds.shape[1])]
+    torch.testing.assert_close(computed, torch.stack(expected, dim=1), rtol=0, atol=1e-12)
+
+
+class FakeGames(ppo.AtariGames):
+    """Games whose observation tells their number and the time; the ends are as planned."""
+
+    num_actions = 6
+
+    def __init__(self, plan: dict[tuple[int, int], str], num_envs: int = 2) -> None:
+        # no super().__init__(): there is no game behind
+        self.plan, self.num_envs, self.t = plan, num_envs, 0
+        self.begun = np.zeros(num_envs)
+        self.look()
+
+    def look(self) -> None:
+        self.obs = torch.zeros(self.num_envs, 4, 84, 84, dtype=torch.uint8)
+        for n in range(self.num_envs):
+            self.obs[n] = 10 * int(self.t - self.begun[n]) + n
+
+    def step(self, action: Tensor) -> tuple[np.ndarray, np.ndarray, np.ndarray, np.ndarray]:
+        happens = [self.plan.get((self.t, n)) for n in range(self.num_envs)]
+        self.t += 1
+        self.look()
+        terminated, truncated, life_lost = (
+            np.array([h == end for h in happens]) for end in ("terminated", "truncated", "life")
+        )
+        return np.array([5.0, -3.0], np.float32), terminated, truncated, life_lost
+
+    def reset(self, ended: np.ndarray) -> None:
+        self.begun[ended] = self.t
+        self.look()
+
+
+def act(obs: Tensor) -> tuple[Tensor, Tensor]:
+    """The value is what the observation shows."""
+    return torch.full((len(obs), 6), 1 / 6).log(), obs[:, 0, 0, 0].float()
+
+
+def test_a_rollout_keeps_the_last_value_of_a_game_that_was_cut_off() -> None:
+    args = make_args(ppo, num_steps=4)
+    plan = {(1, 0): "truncated", (2, 1): "terminated", (0, 1): "life"}
+    rollout = ppo.Rollout(2, args)
+    rewards, ended = rollout.collect(FakeGames(plan), act, args)
+    assert rollout.value[:, 0].tolist() == [0, 10, 0, 10]
+    assert rollout.next_value[:, 0].tolist() == [10, 20, 10, 20]  # 20 is the cut game's last
+    assert rollout.value[:, 1].tolist() == [1, 11, 21, 1]
+    assert rollout.terminated.tolist() == [[0, 1], [0, 0], [0, 1], [0, 0]]
+    assert rollout.ended.tolist() == [[0, 1], [1, 0], [0, 1], [0, 0]]
+    assert ended.tolist() == [[False, False], [True, False], [False, True], [False, False]]
+    assert rewards[0].tolist() == [5, -3] and rollout.reward[0].tolist() == [1, -1]
+    assert rollout.obs[:, 1, 0, 0, 0].tolist() == [1, 11, 21, 1]
+
+    args = make_args(ppo, num_steps=4, episodic_life=False, clip_rewards=False)
+    rollout.collect(FakeGames(plan), act, args)
+    assert rollout.terminated.tolist() == [[0, 0], [0, 0], [0, 1], [0, 0]]
+    assert rollout.reward[0].tolist() == [5, -3]
+
+
+def test_before_the_first_update_after_a_rollout_every_ratio_is_1() -> None:
+    args = make_args(ppo, num_steps=32)
+    games = ppo.AtariGames(args, 2, [1])
+    agent, rollout = ppo.Agent(games.num_actions, args), ppo.Rollout(2, args)
+    with torch.no_grad():  # otherwise all probabilities are about equal
+        agent.net.policy.weight.mul_(100)  # type: ignore[operator]
+    rollout.collect(games, agent.act, args)
+    batch = rollout.batch(args)
+    logits, value = agent.net(batch.obs)
+    log_prob = torch.distributions.Categorical(logits=logits).log_prob(batch.action)
+    assert log_prob.std() > 0.1
+    torch.testing.assert_close((log_prob - batch.log_prob).exp(), torch.ones(64), rtol=0, atol=1e-6)
+    torch.testing.assert_close(value, batch.value, rtol=0, atol=1e-5)
+
+
+# The loss
+
+
+@pytest.mark.parametrize("clip_value_loss", [True, False])
+def test_the_loss_equals_its_formula(clip_value_loss: bool) -> None:
+    args = make_args(ppo, clip_value_loss=clip_value_loss, clip_coef=0.2)
+    agent, batch = ppo.Agent(6, args), random_batch(32)
+    loss, log = agent.loss(batch)
+    logits, value = agent.net(batch.obs)
+    policy = torch.distributions.Categorical(logits=logits)
+    policy_loss = value_loss = 0.0
+    new = policy.log_prob(batch.action)
+    for i in range(32):
+        ratio, advantage = (new[i] - batch.log_prob[i]).exp(), batch.advantage[i]
+        clipped = min(max(ratio, torch.tensor(0.8)), torch.tensor(1.2))
+        policy_loss -= min(ratio * advantage, clipped * advantage) / 32
+        near = value[i]
+        if clip_value_loss:
+            near = min(max(value[i], batch.value[i] - 0.2), batch.value[i] + 0.2)
+        worst = max((value[i] - batch.returns[i]) ** 2, (near - batch.returns[i]) ** 2)
+        value_loss += 0.5 * worst / 32
+    entropy = policy.entropy().mean()
+    torch.testing.assert_close(log["policy_loss"], policy_loss, check_dtype=False)
+    torch.testing.assert_close(log["value_loss"], value_loss, check_dtype=False)
+    torch.testing.assert_close(log["entropy"], entropy)
+    torch.testing.assert_close(loss, policy_loss - 0.01 * entropy + 0.5 * value_loss)
+    assert 0 < log["clipfrac"] < 1 and log["approx_kl"] > 0
+
+
+def test_one_learning_phase_equals_that_of_stable_baselines3() -> None:
+    """Equal weights, rollout and order of minibatches; weights after two epochs agree.
+
+    Without value clipping, which they do otherwise; their weight of the value loss is half ours.
+    """
+    from stable_baselines3 import PPO
+    from stable_baselines3.common.logger import Logger as SB3Logger
+
+    class Images(gym.Env):
+        observation_space = gym.spaces.Box(0, 255, (4, 84, 84), np.uint8)
+        action_space = gym.spaces.Discrete(6)
+
+        def reset(self, **options: Any) -> Any:
+            return self.observation_space.sample(), {}
+
+    theirs = PPO(
+        "CnnPolicy",
+        Images(),
+        n_steps=64,
+        batch_size=32,
+        n_epochs=2,
+        learning_rate=2.5e-4,
+        clip_range=0.1,
+        ent_coef=0.01,
+        device="cpu",
+    )
+    args = make_args(ppo, clip_coef=0.1, clip_value_loss=False, value_coef=1.0)
+    agent = ppo.Agent(6, args)
+    policy: Any = theirs.policy
+    modules = (
+        *[m for m in agent.net.features if hasattr(m, "weight")],
+        agent.net.policy,
+        agent.net.value,
+    )
+    extractor = policy.features_extractor
+    copies = (
+        *[m for m in (*extractor.cnn, *extractor.linear) if hasattr(m, "weight")],
+        policy.action_net,
+        policy.value_net,
+    )
+    for mine, other in zip(modules, copies, strict=True):
+        other.load_state_dict(mine.state_dict())
+    data = random_batch(64)
+    # Ratios on both sides of the clip, and values likewise.
+    with torch.no_grad():
+        log_probs, value = agent.act(data.obs)
+        log_prob = log_probs.gather(1, data.action[:, None])[:, 0] + 0.1 * torch.randn(64)
+        data = data._replace(log_prob=log_prob, value=value + 0.1 * torch.randn(64))
+    buffer = theirs.rollout_buffer
+    buffer.observations[:, 0] = data.obs.numpy()
+    buffer.actions[:, 0, 0] = data.action.numpy()
+    for name, part in (("log_probs", "log_prob"), ("values", "value"), ("returns", "returns")):
+        getattr(buffer, name)[:, 0] = getattr(data, part).numpy()
+    buffer.advantages[:, 0] = data.advantage.numpy()
+    buffer.full = True
+    orders = [np.random.default_rng(i).permutation(64) for i in range(2)]
+    waiting = list(orders)
+    theirs.set_logger(SB3Logger(None, []))
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(np.random, "permutation", lambda n: waiting.pop(0))
+        theirs.train()
+
+    before = copy.deepcopy(agent.net)
+    ranks = ppo.Ranks(args)
+    for order in orders:
+        for index in torch.from_numpy(order).chunk(2):
+            batch = ppo.Batch(*(part[index] for part in data))
+            batch = batch._replace(advantage=ppo.normalised(batch.advantage, ranks))
+            agent.step(agent.gradients(batch)[0])
+    for mine, other in zip(modules, copies, strict=True):
+        torch.testing.assert_close(mine.weight, other.weight, rtol=0, atol=1e-5)
+        torch.testing.assert_close(mine.bias, other.bias, rtol=0, atol=1e-5)
+    moved = [not torch.equal(a, b) for a, b in zip(before.parameters(), agent.net.parameters())]
+    assert all(moved)
+
+
+def test_a_compiled_update_equals_the_plain_one_and_moves_the_weights() -> None:
+    agents = [ppo.Agent(6, make_args(ppo)) for _ in range(2)]
+    agents[1].load_state_dict(agents[0].state_dict())
+    start = copy.deepcopy(agents[0].net)
+    args = make_args(ppo, compile=True)
+    gradients, step = (ppo.compiled(f, args) for f in (agents[1].gradients, agents[1].step))
+    for _ in range(3):
+        batch = random_batch(16)
+        agents[0].step(agents[0].gradients(batch)[0])
+        step(gradients(batch)[0])
+    parameters = [agent.net.parameters() for agent in agents]
+    for old, plain, fast in zip(start.parameters(), *parameters):
+        torch.testing.assert_close(plain, fast, rtol=0, atol=1e-5)
+        assert not torch.equal(old, fast)
+
+
+# Several ranks
+
+TWO_RANKS = """
+import sys, torch
+import ppo_atari as ppo
+torch.set_num_threads(1)
+args = ppo.Args(device="cpu", num_envs=4)
+ranks = ppo.Ranks(args)
+data, state = torch.load(sys.argv[1]), torch.load(sys.argv[2])
+agent = ppo.Agent(6, args)
+agent.load_state_dict(state)
+for whole in data:
+    share = ppo.Batch(*(part.chunk(ranks.size)[ranks.rank] for part in whole))
+    share = share._replace(advantage=ppo.normalised(share.advantage, ranks))
+    agent.step(ranks.mean(agent.gradients(share)[0]))
+torch.save(agent.net.state_dict(), f"{sys.argv[3]}/{ranks.size}-{ranks.rank}.pt")
+"""
+
+
+def torchrun(ranks: int, *words: str | Path) -> None:
+    """Start a script as torchrun does, on this machine."""
+    command = [sys.executable, "-m", "torch.distributed.run", "--standalone"]
+    command += [f"--nproc-per-node={ranks}", *map(str, words)]
+    done = subprocess.run(command, capture_output=True, text=True, env=os.environ)
+    assert done.returncode == 0, done.stdout + done.stderr
+
+
+def test_two_ranks_with_half_a_minibatch_each_learn_what_one_learns(tmp_path: Path) -> None:
+    script, data, state = (tmp_path / name for name in ("script.py", "data.pt", "state.pt"))
+    script.write_text(TWO_RANKS)
+    torch.save([tuple(random_batch(32)) for _ in range(3)], data)
+    torch.save(ppo.Agent(6, make_args(ppo)).state_dict(), state)
+    for ranks in 1, 2:
+        torchrun(ranks, script, data, state, tmp_path)
+    one, *two = (torch.load(tmp_path / f"{name}.pt") for name in ("1-0", "2-0", "2-1"))
+    for name, weight in torch.load(state).items():
+        if name.startswith("net."):
+            ends = [weights[name.removeprefix("net.")] for weights in (one, *two)]
+            assert not torch.equal(weight, ends[0])
+            assert torch.equal(ends[1], ends[2])
+            torch.testing.assert_close(ends[0], ends[1], rtol=0, atol=1e-5)
+
+
+def test_two_ranks_write_one_run_with_the_games_of_both(tmp_path: Path) -> None:
+    from conftest import flags, rows
+
+    words = flags(ppo, num_envs=4, num_steps=64, run_dir=tmp_path / "run")
+    torchrun(2, ROOT / "ppo_atari.py", *words)
+    episodes = rows(tmp_path / "run" / "episodes.csv")
+    assert [row["env_step"] for row in episodes] == ["400"] * 4
+    checkpoint = ppo.load_checkpoint(tmp_path / "run" / "checkpoint.pt")
+    assert checkpoint["run"]["env_step"] == 512 and len(checkpoint["ranks"]) == 2
+    seeds = [seed for rank in checkpoint["ranks"] for seed in rank["games"]["seeds"]]
+    assert len(set(seeds)) == 4
+
+
+# The games
+
+
+def test_the_maximum_over_two_frames_keeps_the_lasers_of_space_invaders() -> None:
+    """The lasers are drawn in every second frame, which skipping frames can hide for good."""
+    args = make_args(ppo, env_id="ALE/SpaceInvaders-v5", sticky_actions=0.0)
+    args.max_episode_frames = 108_000
+    games = ppo.AtariGames(args, 1, [1], size=(210, 160))
+    # The same game frame by frame: no-ops, then the fire button.
+    env = gym.make("ALE/SpaceInvaders-v5", frameskip=1, repeat_action_probability=0.0)
+    ale: ale_py.ALEInterface = env.unwrapped.ale  # type: ignore[attr-defined]
+    env.reset(seed=0)
+    _, info = games.envs.reset(seed=games.seeds)  # once more, for the length of the start
+    while ale.getEpisodeFrameNumber() < info["episode_frame_number"][0] - 1:
+        ale.act(0)
+    ale.act(1)
+    lasers = kept = 0
+    for _ in range(150):
+        frames = [ale.getScreenGrayscale() for _ in range(4) if ale.act(0) >= 0]
+        games.step(torch.tensor([0]))
+        seen = games.obs[0, -1].numpy()
+        assert np.array_equal(seen, np.maximum(frames[2], frames[3]))
+        # The last frame alone lacks what only the one before it shows, between the invaders and
+        # the ground: a laser.
+        hidden = (frames[2] > frames[3])[100:185].sum()
+        lasers += hidden > 0
+        kept += (seen > frames[3])[100:185].sum() == hidden
+    assert lasers > 10 and kept == 150
+
+
+def test_returns_are_raw_scores_and_lives_do_not_end_a_game() -> None:
+    args = make_args(ppo, env_id="ALE/Breakout-v5", max_episode_frames=108_000)
+    games = ppo.AtariGames(args, 2, [3])
+    lost = np.zeros(2, int)
+    over = np.zeros(2, bool)
+    for _ in range(3000):
+        *_, terminated, truncated, life_lost = games.step(torch.randint(4, (2,)))
+        lost += life_lost & ~over
+        over |= terminated | truncated
+        if over.all():
+            break
+    assert lost.tolist() == [5, 5]
+
+
+def test_a_restored_game_goes_on_as_the_saved_one_did() -> None:
+    """Also after games that began without a seed, and with games of different lengths."""
+    args = make_args(ppo, env_id="ALE/Breakout-v5", max_episode_frames=200)
+    games, plays = ppo.AtariGames(args, 3, [1]), torch.randint(4, (120, 3))
+    games.RESEED = 45
+    frames = []
+    for t in range(120):
+        if t == 70:
+            saved = copy.deepcopy(games.state())
+        _, terminated, truncated, _ = games.step(plays[t])
+        ended = terminated | truncated
+        ended |= np.array([t % 20 == 19, t % 31 == 30, t in (10, 69)])
+        games.reset(ended)
+        frames.append(games.obs.clone())
+    again = ppo.AtariGames(args, 3, [2])
+    again.RESEED = 45
+    again.restore(saved)
+    assert torch.equal(again.obs, frames[69])
+    for t in range(70, 120):
+        _, terminated, truncated, _ = again.step(plays[t])
+        ended = terminated | truncated
+        ended |= np.array([t % 20 == 19, t % 31 == 30, t in (10, 69)])
+        again.reset(ended)
+        assert torch.equal(again.obs, frames[t]), t

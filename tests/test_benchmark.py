@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import csv
+import importlib
 import importlib.util
 import itertools
 import os
+import shlex
 import signal
 import subprocess
 import sys
@@ -15,6 +17,7 @@ from types import ModuleType
 
 import numpy as np
 import pytest
+import tyro
 
 ROOT = Path(__file__).parent.parent
 BENCHMARK = ROOT / "benchmark"
@@ -150,6 +153,27 @@ def test_smoke_is_a_thousandth_as_long_and_in_a_folder_of_its_own(tmp_path: Path
     assert len(runs) == 5 * 5 * 3, "settings x environments x seeds"
     assert all("--total-timesteps 1000 --learning-starts 10 " in run for run in runs)
     assert all("--run-dir runs/ddpg_bullet/smoke/" in run for run in runs)
+
+
+STUDIES = sorted((BENCHMARK / "studies").glob("*.sh"))
+
+
+@pytest.mark.parametrize("study", STUDIES, ids=lambda study: study.stem)
+def test_the_flags_of_every_study_are_accepted_by_its_script(study: Path) -> None:
+    line = [str(study), "--smoke", "--dry-run"]
+    done = subprocess.run(line, env=environment(), capture_output=True, text=True, check=True)
+    commands = [shlex.split(run) for run in done.stdout.splitlines()]
+    assert len(commands) > 1
+    folders = set()
+    for words in commands:
+        (script,) = (word for word in words if word.endswith(".py"))
+        module = importlib.import_module(Path(script).stem)
+        args = tyro.cli(module.Args, args=words[words.index(script) + 1 :])
+        module.check_args(args)
+        assert str(args.run_dir).startswith(f"runs/{study.stem}/smoke/")
+        assert args.total_timesteps <= 10_000
+        folders.add(args.run_dir)
+    assert len(folders) == len(commands), "two settings have the same name"
 
 
 @pytest.mark.parametrize(

@@ -1,0 +1,16 @@
+#!/usr/bin/env bash
+# PPO on Pong and Breakout at budgets that a CPU reaches; for the figures that are published, add
+# "--total-timesteps 10000000" behind "--".
+#
+#   benchmark/studies/ppo_atari.sh --workers 2         any flag of run.sh; --smoke for a quick trial
+#   python benchmark/plot.py runs/ppo_atari --out benchmark/results/ppo_atari
+cd "$(dirname "$0")/../.." || exit
+status=0
+
+for setting in Pong:3000000 Breakout:2000000; do
+    benchmark/run.sh --script ppo_atari.py --env-ids "ALE/${setting%:*}-v5" --seeds 1 2 3 \
+        --name ppo --runs-dir runs/ppo_atari "$@" -- \
+        --total-timesteps "${setting#*:}" --eval-interval 250000 || status=$?
+    ((status < 128)) || exit "$status" # stopped by the user
+done
+exit "$status"

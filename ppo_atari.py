@@ -40,6 +40,7 @@ from torch.utils.tensorboard import SummaryWriter
 from tqdm import tqdm
 
 SCRIPT = Path(__file__).stem
+FRAME = (84, 84)  # height and width of what the network sees
 
 
 @dataclass
@@ -114,7 +115,7 @@ class AtariGames:
         args: Args,
         num_envs: int,
         seed: list[int],
-        size: tuple[int, int] = (84, 84),
+        size: tuple[int, int] = FRAME,
         colour: bool = False,
     ) -> None:
         gym.register_envs(ale_py)

@@ -57,14 +57,18 @@ SMALL: dict[str, dict[str, Any]] = {
         "sticky_actions": 0.25,
         "total_timesteps": 512,
         "num_envs": 2,
-        "num_steps": 32,
-        "num_minibatches": 2,
-        "update_epochs": 2,
         "eval_interval": 150,
         "eval_episodes": 2,
         "save_interval": 128,
     },
+    "ppo_atari": {"num_steps": 32, "num_minibatches": 2, "update_epochs": 2},
+    "a2c_lstm_atari": {"chunk_size": 32},
 }
+
+
+def small(script: ModuleType) -> dict[str, Any]:
+    """The settings of a small run."""
+    return SMALL[kind(script)] | SMALL.get(script.__name__, {})
 
 
 def kind(script: ModuleType) -> str:
@@ -96,13 +100,13 @@ def as_before() -> Iterator[None]:
 
 def make_args(script: ModuleType, **changes: Any) -> Any:
     """The script's Args for a small run."""
-    return script.Args(**SMALL[kind(script)] | changes)
+    return script.Args(**small(script) | changes)
 
 
 def flags(script: ModuleType, **changes: Any) -> list[str]:
     """The same settings as a command line."""
     words = []
-    for name, value in (SMALL[kind(script)] | changes).items():
+    for name, value in (small(script) | changes).items():
         flag = name.replace("_", "-")
         if isinstance(value, bool):
             words.append(f"--{flag}" if value else f"--no-{flag}")

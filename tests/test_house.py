@@ -327,8 +327,7 @@ BAD: dict[str, list[tuple[dict[str, Any], list[str]]]] = {
     "atari": [
         ({"env_id": "ALE/Pongg-v5"}, ["Pongg", "Did you mean", "`Pong`"]),
         ({"env_id": "Pendulum-v1"}, ["Pendulum-v1", "ALE/Pong-v5"]),
-        ({"num_steps": 0}, ["--num-steps", "0", "between 1"]),
-        ({"num_minibatches": 65}, ["--num-minibatches", "65", "64"]),
+        ({"max_episode_frames": 0}, ["--max-episode-frames", "0", "between 1"]),
         ({"sticky_actions": 1.5}, ["--sticky-actions", "1.5", "between 0 and 1"]),
     ],
 }

@@ -373,3 +373,12 @@ def test_a_restored_game_goes_on_as_the_saved_one_did() -> None:
         ended |= np.array([t % 20 == 19, t % 31 == 30, t in (10, 69)])
         again.reset(ended)
         assert torch.equal(again.obs, frames[t]), t
+
+
+def test_minibatches_that_do_not_divide_a_rollout_are_refused(
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    with pytest.raises(SystemExit) as ending:
+        ppo.Rollout(2, make_args(ppo, num_minibatches=3))
+    assert ending.value.code == 2
+    assert "--num-minibatches is 3, and must divide 64 steps" in capsys.readouterr().err

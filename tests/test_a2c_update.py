@@ -1,0 +1,242 @@
+"""What a2c_lstm_atari.py carries, cuts and resets, and its loss against the formulas."""
+
+from __future__ import annotations
+
+import copy
+import itertools
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from conftest import make_args
+from torch import Tensor
+
+import a2c_lstm_atari as a2c
+
+
+def make_agent(**changes: Any) -> a2c.Agent:
+    return a2c.Agent(6, make_args(a2c, **changes))
+
+
+def screens(steps: int, games: int) -> Tensor:
+    return torch.randint(0, 256, (steps, games, 4, 105, 80), dtype=torch.uint8)
+
+
+def test_layers_have_the_shapes_of_the_study() -> None:
+    shapes: dict[str, list[tuple[int, ...]]] = {
+        "linear": [(256,)],
+        "cnn": [(16, 20, 20), (32, 10, 10)],
+        "cnn-lstm": [(16, 20, 20), (32, 10, 10), (32, 4, 4)],
+    }
+    sizes = {"linear": 256, "cnn": 3200, "cnn-lstm": 512}
+    for model, shape in shapes.items():
+        net = make_agent(model=model).net
+        seen: list[tuple[int, ...]] = []
+        for module in net.features.modules():
+            if isinstance(module, torch.nn.ReLU):
+                module.register_forward_hook(lambda m, i, out, seen=seen: seen.append(out[0].shape))
+        logits, value, (h, _) = net(
+            screens(3, 2), torch.zeros(3, 2, dtype=torch.bool), net.fresh_state(2)
+        )
+        assert seen == shape and net.features(screens(3, 2)[0]).shape == (2, sizes[model])
+        assert (logits.shape, value.shape, h.shape) == ((3, 2, 6), (3, 2), (1, 2, 256))
+    assert isinstance(net.lstm, torch.nn.LSTM) and net.lstm.input_size == 512
+
+
+def test_the_linear_model_sees_the_difference_of_two_frames_of_the_field() -> None:
+    features = make_agent(model="linear").net.features
+    seen: list[Tensor] = []
+    features[0].register_forward_hook(lambda m, inputs, out: seen.append(inputs[0]))
+    obs = screens(1, 2)[0]
+    features(obs)
+    field = obs[:, :, 17:97].double() / 255
+    torch.testing.assert_close(seen[0].double(), field[:, 3] - field[:, 2])
+
+
+@pytest.mark.parametrize("activation", ["relu", "silu"])
+def test_batch_norm_and_activation_stand_behind_every_convolution(activation: str) -> None:
+    features = make_agent(batch_norm=True, activation=activation).net.features
+    kinds = [type(m).__name__ for layer in list(features)[:3] for m in layer]  # type: ignore
+    act = {"relu": "ReLU", "silu": "SiLU"}[activation]
+    assert kinds == ["Conv2d", "BatchNorm2d", act] * 3
+
+
+# Memory
+
+
+def per_step(net: a2c.ActorCritic, obs: Tensor, begins: Tensor) -> Tensor:
+    """Logits by one call per step, with the state set to zero by hand where a game begins."""
+    h, c = (state.clone() for state in net.fresh_state(obs.shape[1]))
+    logits = []
+    for t in range(len(obs)):
+        h[:, begins[t]] = 0.0
+        c[:, begins[t]] = 0.0
+        assert net.lstm
+        out, (h, c) = net.lstm(net.features(obs[t])[None], (h, c))
+        h, c = h.clone(), c.clone()
+        logits.append(net.policy(out[0]))
+    return torch.stack(logits)
+
+
+@torch.no_grad()
+def test_one_call_per_stretch_equals_one_per_step_with_resets_in_every_position() -> None:
+    net, obs = make_agent().net, screens(4, 2)
+    for pattern in itertools.product([False, True], repeat=8):
+        begins = torch.tensor(pattern).reshape(4, 2)
+        logits, _, _ = net(obs, begins, net.fresh_state(2))
+        torch.testing.assert_close(logits, per_step(net, obs, begins), rtol=0, atol=1e-6)
+
+
+@torch.no_grad()
+def test_chunks_in_turn_equal_the_whole_sequence_with_resets_in_every_position() -> None:
+    net, obs = make_agent().net, screens(6, 2)
+    for reset in range(6):
+        begins = torch.zeros(6, 2, dtype=torch.bool)
+        begins[reset, 1] = True
+        whole, _, last = net(obs, begins, net.fresh_state(2))
+        state, parts = net.fresh_state(2), []
+        for t in 0, 2, 4:
+            logits, _, state = net(obs[t : t + 2], begins[t : t + 2], state)
+            parts.append(logits)
+        torch.testing.assert_close(torch.cat(parts), whole, rtol=0, atol=1e-6)
+        torch.testing.assert_close(state, last, rtol=0, atol=1e-6)
+
+
+class FakeGames(a2c.AtariGames):
+    """Each game lasts `length` steps; the first screen shows a cue, the others nothing.
+
+    The last action is rewarded with 1 if it is the cue, and with -1 if not.
+    """
+
+    num_actions, length = 2, 4
+
+    def __init__(self, num_envs: int) -> None:
+        # no super().__init__(): there is no game behind
+        self.num_envs, self.t = num_envs, np.zeros(num_envs, int)
+        self.cue = np.zeros(num_envs, int)
+        self.obs = torch.zeros(num_envs, 4, *a2c.FRAME, dtype=torch.uint8)
+        self.reset(np.ones(num_envs, bool))
+
+    def reset(self, ended: np.ndarray) -> None:
+        self.t[ended] = 0
+        self.cue[ended] = torch.randint(2, (self.num_envs,)).numpy()[ended]
+        self.obs = torch.zeros_like(self.obs)
+        self.obs[torch.as_tensor((self.t == 0) & (self.cue == 1)), 3] = 255
+
+    def step(self, action: Tensor) -> tuple[np.ndarray, np.ndarray, np.ndarray, np.ndarray]:
+        self.t += 1
+        over = self.t >= self.length
+        reward = np.where(over, np.where(action.numpy() == self.cue, 1.0, -1.0), 0.0)
+        self.obs = torch.zeros_like(self.obs)
+        no = np.zeros(self.num_envs, bool)
+        return reward.astype(np.float32), over, no.copy(), no
+
+
+def collected(num_envs: int = 2, chunk_size: int = 8, **changes: Any) -> tuple[Any, Any, Any]:
+    args = make_args(a2c, num_envs=num_envs, chunk_size=chunk_size, **changes)
+    agent, games = a2c.Agent(2, args), FakeGames(num_envs)
+    with torch.no_grad():
+        agent.net.policy.weight.mul_(100)  # type: ignore[operator]
+    return agent, games, args
+
+
+@pytest.mark.parametrize("model", ["linear", "cnn", "cnn-lstm"])
+@torch.no_grad()
+def test_learning_sees_the_probabilities_that_acting_saw(model: str) -> None:
+    agent, games, args = collected(chunk_size=7, model=model, temperature_init=1.7)
+    for _ in range(3):  # chunks that begin in the middle of a game
+        chunk, _, ended = a2c.collect(games, agent, args)
+        logits, value, _ = agent.net(chunk.obs, chunk.begins, chunk.state)
+        policy = torch.distributions.Categorical(logits=logits / 1.7)
+        again = policy.log_prob(chunk.action)
+        torch.testing.assert_close(again, chunk.log_prob, rtol=0, atol=1e-6)
+        torch.testing.assert_close(value, chunk.value, rtol=0, atol=1e-6)
+        assert ended.any() and again.std() > 1e-3
+        # A game begins right behind the end of the one before.
+        assert torch.equal(chunk.begins[1:], torch.from_numpy(ended[:-1]))
+
+
+def test_no_gradient_crosses_from_one_chunk_to_the_one_before() -> None:
+    agent, games, args = collected(chunk_size=3)
+    a2c.collect(games, agent, args)
+    chunk, _, _ = a2c.collect(games, agent, args)
+    assert not any(state.requires_grad for state in chunk.state)
+    assert chunk.state[0].abs().max() > 0, "and yet the memory itself is carried"
+
+
+def test_a_lost_life_ends_what_can_be_earned_and_keeps_the_memory() -> None:
+    class Lives(FakeGames):
+        length = 100
+
+        def step(self, action: Tensor) -> tuple[np.ndarray, np.ndarray, np.ndarray, np.ndarray]:
+            reward, over, no, _ = super().step(action)
+            return reward + 1, over, no, np.ones(self.num_envs, bool)
+
+    agent, _, args = collected(chunk_size=5)
+    chunk, _, ended = a2c.collect(Lives(2), agent, args)
+    assert not ended.any() and chunk.begins.sum() == 2, "only the very first step begins a game"
+    torch.testing.assert_close(chunk.advantage + chunk.value, torch.ones(5, 2))
+    assert not agent.begins.any() and agent.h.abs().max() > 0
+
+
+def test_the_checkpoint_holds_the_memory_and_the_optimizer() -> None:
+    agent, games, args = collected()
+    agent.update(a2c.collect(games, agent, args)[0])
+    assert {"h", "c", "begins", "temperature"} <= set(agent.state_dict())
+    games.state = lambda: {}
+    state = a2c.whole_state(agent, games)["optimizer"]["state"]
+    assert all(entry["square_avg"].abs().sum() > 0 for entry in state.values())
+
+
+@pytest.mark.parametrize(("model", "solved"), [("cnn-lstm", True), ("cnn", False)])
+def test_what_was_seen_three_steps_ago_is_used_with_a_memory_and_not_without(
+    model: str, solved: bool
+) -> None:
+    agent, games, args = collected(32, 8, model=model, learning_rate=1e-3, gamma=0.9)
+    with torch.no_grad():
+        agent.net.policy.weight.div_(100)
+    returns = []
+    for _ in range(120):
+        chunk, rewards, ended = a2c.collect(games, agent, args)
+        agent.update(chunk)
+        returns.append(rewards.sum() / ended.sum())
+    last = np.mean(returns[-10:])
+    assert last > 0.9 if solved else abs(last) < 0.3
+
+
+# Temperature and loss
+
+
+def test_the_temperature_follows_its_formula() -> None:
+    settings = {"temperature_init": 3.0, "temperature_min": 1.0, "temperature_decay_episodes": 100}
+    args = make_args(a2c, **settings)
+    values = [a2c.temperature(args, episodes) for episodes in (0, 25, 50, 100, 1000)]
+    assert values == pytest.approx([3.0, 2.5, 2.0, 1.0, 1.0])
+
+
+def test_the_loss_equals_its_formula() -> None:
+    agent, games, args = collected(temperature_init=1.5)
+    chunk, _, _ = a2c.collect(games, agent, args)
+    loss, log = agent.loss(chunk)
+    logits, value, _ = agent.net(chunk.obs, chunk.begins, chunk.state)
+    policy = torch.distributions.Categorical(logits=logits / 1.5)
+    gain = (policy.log_prob(chunk.action) * chunk.advantage).mean()
+    error = 0.5 * (value - chunk.value - chunk.advantage).square().mean()
+    torch.testing.assert_close(loss, -gain - 0.01 * policy.entropy().mean() + 0.5 * error)
+    assert log["entropy"] > 0
+
+
+def test_an_update_is_one_step_of_rmsprop_on_the_clipped_gradient() -> None:
+    agent, games, args = collected(max_grad_norm=0.01, weight_decay=0.1, learning_rate=1e-3)
+    chunk, _, _ = a2c.collect(games, agent, args)
+    before = copy.deepcopy(agent.net)
+    parameters = list(agent.net.parameters())
+    grads = torch.autograd.grad(agent.loss(chunk)[0], parameters)
+    norm = torch.cat([grad.flatten() for grad in grads]).norm()
+    assert norm > 0.01
+    agent.update(chunk)
+    for old, new, grad in zip(before.parameters(), parameters, grads):
+        g = grad * 0.01 / norm + 0.1 * old
+        expected = old - 1e-3 * g / ((0.01 * g * g).sqrt() + 1e-5)
+        torch.testing.assert_close(new, expected, rtol=0, atol=2e-6)

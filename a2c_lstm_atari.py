@@ -97,8 +97,8 @@ class Args:
 
     # Machine
     device: Literal["auto", "cpu", "cuda"] = "auto"  # auto: the GPU where there is one
-    compile: bool = True  # compile the update: half a minute at the first start, then faster
-    bfloat16: bool = False  # multiply matrices in bfloat16: faster, less exact
+    compile: bool = True  # compile the layers before the LSTM: slow to start, then faster
+    bfloat16: bool = False  # those layers in bfloat16: faster, less exact
     torch_deterministic: bool = True  # ask cuDNN for deterministic kernels only
 
 
@@ -140,7 +140,7 @@ class AtariGames:
             img_height=size[0],
             img_width=size[1],
             grayscale=not colour,
-            reward_clipping=False,  # returns are raw scores; for learning, train clips
+            reward_clipping=False,  # returns are raw scores; for learning, collect clips
         )
         self.num_envs, self.device = num_envs, args.device
         self.num_actions = len(self.envs.ale.get_action_set())
@@ -259,7 +259,8 @@ class ActorCritic(nn.Module):
 
         state is the memory before the first step, and the one returned that after the last.
         """
-        features = self.features(obs.flatten(0, 1)).unflatten(0, obs.shape[:2])
+        features = self.features(obs.flatten(0, 1)).float()  # [T * N, F]
+        features = features.unflatten(0, obs.shape[:2])
         if self.lstm:
             features, state = self.remember(features, begins, state)
         return self.policy(features), self.value(features).squeeze(2), state
@@ -351,7 +352,7 @@ class Agent(nn.Module):
         return self.policy(logits[0]), value[0], state
 
     def loss(self, chunk: Chunk) -> tuple[Tensor, dict[str, Tensor]]:
-        """To be minimised (paper, section 4 and its supplement 5.2), and what to log."""
+        """-log π(a|s) A + c (V(s) - R)² / 2 - β H(π) (paper, section 4), and what to log."""
         logits, value, _ = self.net.train()(chunk.obs, chunk.begins, chunk.state)
         log_probs = self.policy(logits)  # [T, N, A]
         log_prob = log_probs.gather(2, chunk.action.unsqueeze(2)).squeeze(2)  # [T, N]
@@ -411,7 +412,8 @@ def collect(games: AtariGames, agent: Agent, args: Args) -> tuple[Chunk, np.ndar
         agent.begins.copy_(torch.as_tensor(ended[t] > 0))
         row = [obs, begins, action.squeeze(1), log_prob, value]
         log_probs, value, memory = agent.act(games.obs)
-        next_value = torch.where(torch.as_tensor(truncated, device=value.device), last_value, value)
+        cut_off = torch.as_tensor(truncated, device=value.device)
+        next_value = torch.where(cut_off, last_value, value)
         ends = [to_tensor(part, args.device) for part in (terminated, terminated | truncated)]
         columns.append([*row, to_tensor(reward, args.device), next_value, *ends])
 

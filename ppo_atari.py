@@ -93,7 +93,7 @@ class Args:
 
     # Machine
     device: Literal["auto", "cpu", "cuda"] = "auto"  # auto: the GPU where there is one
-    compile: bool = True  # compile the update: half a minute at the first start, then faster
+    compile: bool = True  # compile acting and learning: slow to start, then faster
     bfloat16: bool = False  # multiply matrices in bfloat16: faster, less exact
     torch_deterministic: bool = True  # ask cuDNN for deterministic kernels only
 
@@ -136,7 +136,7 @@ class AtariGames:
             img_height=size[0],
             img_width=size[1],
             grayscale=not colour,
-            reward_clipping=False,  # returns are raw scores; for learning, train clips
+            reward_clipping=False,  # returns are raw scores; for learning, collect clips
         )
         self.num_envs, self.device = num_envs, args.device
         self.num_actions = len(self.envs.ale.get_action_set())
@@ -303,21 +303,18 @@ class Rollout:
             ended[t] = terminated | truncated
             # Where a life is lost the game goes on, but that life earns nothing more.
             terminated |= life_lost & args.episodic_life
-            for part, now in (
-                (self.reward, np.sign(rewards[t]) if args.clip_rewards else rewards[t]),
-                (self.terminated, terminated),
-                (self.ended, terminated | truncated),
-            ):
-                part[t] = to_tensor(now, args.device)
+            reward = np.sign(rewards[t]) if args.clip_rewards else rewards[t]
+            self.reward[t] = to_tensor(reward, args.device)
+            self.terminated[t] = to_tensor(terminated, args.device)
+            self.ended[t] = to_tensor(terminated | truncated, args.device)
 
             # Of a game that is cut off, take the last value before the new game's first
             # observation replaces its last.
-            if truncated.any():
-                self.next_value[t] = act(games.obs)[1]
+            last_value = act(games.obs)[1] if truncated.any() else value
             games.reset(ended[t] > 0)
             log_probs, value = act(games.obs)
-            keep = torch.as_tensor(truncated, device=value.device)
-            self.next_value[t] = torch.where(keep, self.next_value[t], value)
+            cut_off = torch.as_tensor(truncated, device=value.device)
+            self.next_value[t] = torch.where(cut_off, last_value, value)
         return rewards, ended > 0
 
     def batch(self, args: Args) -> Batch:

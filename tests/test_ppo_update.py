@@ -335,7 +335,7 @@ def test_the_maximum_over_two_frames_keeps_the_lasers_of_space_invaders() -> Non
     assert lasers > 10 and kept == 150
 
 
-def test_returns_are_raw_scores_and_lives_do_not_end_a_game() -> None:
+def test_lost_lives_are_told_and_do_not_end_a_game() -> None:
     args = make_args(ppo, env_id="ALE/Breakout-v5", max_episode_frames=108_000)
     games = ppo.AtariGames(args, 2, [3])
     lost = np.zeros(2, int)
@@ -382,3 +382,10 @@ def test_minibatches_that_do_not_divide_a_rollout_are_refused(
         ppo.Rollout(2, make_args(ppo, num_minibatches=3))
     assert ending.value.code == 2
     assert "--num-minibatches is 3, and must divide 64 steps" in capsys.readouterr().err
+
+
+def test_rewards_are_the_raw_scores_of_the_game() -> None:
+    args = make_args(ppo, env_id="ALE/SpaceInvaders-v5", max_episode_frames=108_000)
+    games = ppo.AtariGames(args, 4, [1])
+    rewards = np.stack([games.step(torch.randint(6, (4,)))[0] for _ in range(200)])
+    assert set(np.unique(rewards)) > {0.0, 5.0}, "an invader of the lowest row is worth 5 points"

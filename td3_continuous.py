@@ -62,6 +62,7 @@ class Args:
     tau: float = 0.005  # share of the online network that flows into its target at an update
     actor_learning_rate: float = 7e-4  # Adam's step size; the paper's is 1e-3
     critic_learning_rate: float = 7e-4  # Adam's step size; the paper's is 1e-3
+    anneal_learning_rate: bool = False  # let both rates fall to 0 over the run, linearly
     batch_size: int = 256  # transitions per update
     buffer_size: int = 200_000  # transitions remembered; the oldest are overwritten
     learning_starts: int = 10_000  # steps of uniform random actions before the first update
@@ -416,6 +417,12 @@ class Agent(nn.Module):
         for target_param, param in zip(target.parameters(), online.parameters()):
             target_param.lerp_(param, self.tau)
 
+    def set_learning_rates(self, args: Args, env_step: int) -> None:
+        """Linear decay to 0 at the end of the run."""
+        left = max(1 - env_step / args.total_timesteps, 0.0)
+        self.actor_optimizer.learning_rate.fill_(args.actor_learning_rate * left)
+        self.critic_optimizer.learning_rate.fill_(args.critic_learning_rate * left)
+
 
 def train(args: Args, checkpoint: dict[str, Any] | None = None) -> Path:
     """Train, from the start or from a checkpoint, and return the run folder."""
@@ -458,6 +465,8 @@ def train(args: Args, checkpoint: dict[str, Any] | None = None) -> Path:
 
         # Learn
         if run.env_step > args.learning_starts:
+            if args.anneal_learning_rate:
+                agent.set_learning_rates(args, run.env_step)
             for _ in range(args.num_envs * args.updates_per_step):
                 run.updates += 1
                 batch = buffer.sample(args.batch_size)

@@ -178,6 +178,25 @@ def test_no_transition_crosses_the_end_of_an_episode(
     assert {row["episodic_length"] for row in rows(args.run_dir / "episodes.csv")} == {*"345"}
 
 
+@continuous_only
+def test_learning_rates_fall_linearly_to_zero(
+    script: ModuleType, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    args = make_args(script, anneal_learning_rate=True, run_dir=tmp_path / "run")
+    rates, step = [], script.Adam.step
+
+    def note(optimizer: Any, *grads: Any) -> None:
+        rates.append(optimizer.learning_rate.item())
+        step(optimizer, *grads)
+
+    monkeypatch.setattr(script.Adam, "step", note)
+    script.train(args)
+    full = args.critic_learning_rate  # of all networks, in a small run
+    assert rates[0] == pytest.approx((1 - 101 / 1000) * full)
+    assert rates[len(rates) // 2] == pytest.approx(0.45 * full, rel=0.01)
+    assert rates[-1] == 0.0
+
+
 # The run folder
 
 

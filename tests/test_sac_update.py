@@ -221,15 +221,6 @@ def test_state_dependent_noise_is_held_between_draws_and_gaussian_over_them() ->
     assert noise.mean(0).abs().max() < 0.05 * std.max()
 
 
-def test_learning_rates_fall_linearly_to_zero() -> None:
-    args = make_args(sac, anneal_learning_rate=True, total_timesteps=1000)
-    agent = sac.Agent(OBS_DIM, ACTION_DIM, args)
-    for step, share in (0, 1.0), (250, 0.75), (1000, 0.0):
-        agent.set_learning_rates(args, step)
-        rate = agent.actor_optimizer.learning_rate.item()
-        assert rate == pytest.approx(share * args.actor_learning_rate)
-
-
 def test_update_every_keeps_the_number_of_updates(register: Any, tmp_path: Path) -> None:
     changes = {"total_timesteps": 400, "learning_starts": 200, "eval_interval": 1000}
     counts = []

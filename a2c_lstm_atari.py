@@ -324,6 +324,9 @@ class Agent(nn.Module):
 
     def __init__(self, num_actions: int, args: Args) -> None:
         super().__init__()
+        least, init = args.temperature_min, args.temperature_init
+        if not 0 < least <= init:
+            fail(f"--temperature-min is {least}, and must lie above 0, up to --temperature-init")
         self.entropy_coef, self.value_coef = args.entropy_coef, args.value_coef
         self.max_grad_norm = args.max_grad_norm
         self.net = ActorCritic(num_actions, args)
@@ -751,7 +754,7 @@ def compiled(function: Callable, args: Args) -> Callable:
     if not args.compile:
         return function
     if args.device == "cpu" and not (shutil.which("g++") or shutil.which("clang++")):
-        print(f"{SCRIPT}: no C++ compiler is found, so updates run uncompiled, a third slower")
+        print(f"{SCRIPT}: no C++ compiler is found, so it runs uncompiled, and slower")
         return function
     torch._dynamo.config.trace_autograd_ops = True  # lets the graph hold torch.autograd.grad
     return torch.compile(function, fullgraph=True)
@@ -804,6 +807,7 @@ def open_run(args: Args) -> Path:
 
 
 # [/shared]
+# [shared: atari play]
 def play(args: Args, checkpoint: dict[str, Any] | None, path: Path | None) -> None:
     """Print what the policy that --evaluate names scores in whole games."""
     start_torch(args)
@@ -824,6 +828,7 @@ def play(args: Args, checkpoint: dict[str, Any] | None, path: Path | None) -> No
     )
 
 
+# [/shared]
 # [shared: main]
 def main() -> None:
     """Read the flags; beside --resume and --evaluate, those not given are the run's own."""

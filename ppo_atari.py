@@ -416,6 +416,10 @@ class Agent(nn.Module):
         scale = (self.max_grad_norm / (norm + 1e-6)).clamp(max=1.0)
         self.optimizer.step([grad * scale for grad in grads])
 
+    def player(self, num_games: int) -> Callable[[Tensor], Tensor]:
+        """The policy for num_games new games side by side: obs [N, 4, 84, 84] -> logits [N, A]."""
+        return lambda obs: self.net(obs)[0]
+
 
 class Ranks:
     """The processes that torchrun started, one per GPU; without torchrun, this one alone.
@@ -511,12 +515,15 @@ def train(args: Args, checkpoint: dict[str, Any] | None = None) -> Path:
                 logger.step(start + (t + 1) * args.num_envs, rewards[t], ended[t])
             losses = {name: torch.stack([log[name] for log in logs]).mean() for name in logs[0]}
             unexplained = (data.returns - data.value).var() / data.returns.var().clamp(min=1e-8)
-            logger.losses(run.env_step, losses | {"explained_variance": 1 - unexplained})
+            losses["explained_variance"] = 1 - unexplained
+            # What the last minibatch did to the weights shows in no loss yet.
+            losses["weight_norm"] = nn.utils.get_total_norm(agent.net.parameters()).detach()
+            logger.losses(run.env_step, losses)
 
         # Evaluate
         due = run.env_step // args.eval_interval > start // args.eval_interval
         if (finished or due) and ranks.rank == 0:
-            policy = lambda obs: agent.net(obs)[0]  # noqa: E731
+            policy = agent.player(args.eval_episodes)
             result = evaluate(policy, args, run.env_step, run_dir / "videos")
             logger.evaluation(run.env_step, result)
             run.evaluations.append(result["mean_return"])
@@ -805,7 +812,7 @@ def compiled(function: Callable, args: Args) -> Callable:
     if not args.compile:
         return function
     if args.device == "cpu" and not (shutil.which("g++") or shutil.which("clang++")):
-        print(f"{SCRIPT}: no C++ compiler is found, so updates run uncompiled, a third slower")
+        print(f"{SCRIPT}: no C++ compiler is found, so it runs uncompiled, and slower")
         return function
     torch._dynamo.config.trace_autograd_ops = True  # lets the graph hold torch.autograd.grad
     return torch.compile(function, fullgraph=True)
@@ -856,12 +863,13 @@ def open_run(args: Args) -> Path:
 
 
 # [/shared]
+# [shared: atari play]
 def play(args: Args, checkpoint: dict[str, Any] | None, path: Path | None) -> None:
     """Print what the policy that --evaluate names scores in whole games."""
     start_torch(args)
     num_actions = AtariGames(args, 1, [0]).num_actions
     agent = Agent(num_actions, args).to(args.device)
-    policy: Callable[[Tensor], Tensor] = lambda obs: agent.net(obs)[0]  # noqa: E731
+    policy = agent.player(args.eval_episodes)
     if args.evaluate == "random":
         policy = lambda obs: torch.zeros(len(obs), num_actions, device=obs.device)  # noqa: E731
     env_step, videos = 0, Path("videos")
@@ -876,6 +884,7 @@ def play(args: Args, checkpoint: dict[str, Any] | None, path: Path | None) -> No
     )
 
 
+# [/shared]
 # [shared: main]
 def main() -> None:
     """Read the flags; beside --resume and --evaluate, those not given are the run's own."""

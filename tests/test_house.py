@@ -349,6 +349,11 @@ BAD: dict[str, list[tuple[dict[str, Any], list[str]]]] = {
         ({"max_episode_frames": 0}, ["--max-episode-frames", "0", "between 1"]),
         ({"sticky_actions": 1.5}, ["--sticky-actions", "1.5", "between 0 and 1"]),
     ],
+    "ppo_atari": [({"num_minibatches": 3}, ["--num-minibatches is 3", "must divide 64"])],
+    "a2c_lstm_atari": [
+        ({"temperature_init": 0.0, "temperature_min": 0.0}, ["--temperature-min is 0", "above 0"]),
+        ({"temperature_init": 0.5}, ["--temperature-min is 1", "--temperature-init"]),
+    ],
 }
 BAD_ANYWHERE: list[tuple[dict[str, Any], list[str]]] = [
     ({"gamma": 2.0}, ["--gamma", "2.0", "between 0 and 1"]),
@@ -361,7 +366,7 @@ BAD_ANYWHERE: list[tuple[dict[str, Any], list[str]]] = [
 
 
 def test_bad_input_ends_in_one_sentence(script: ModuleType, tmp_path: Path) -> None:
-    for changes, named in BAD[kind(script)] + BAD_ANYWHERE:
+    for changes, named in BAD[kind(script)] + BAD.get(script.__name__, []) + BAD_ANYWHERE:
         assert_refused(script, flags(script, **changes), tmp_path, *named)
 
 

@@ -1,9 +1,9 @@
-"""Environment steps per second: FolioRL's scripts beside Stable-Baselines3 and SBX.
+"""Environment steps per second: FolioRL's scripts beside Stable-Baselines3, sb3-contrib and SBX.
 
-Every contender trains in a process of its own with the same sizes: acting, learning, logging and
-evaluation, all that a run does. They take turns: one runs a segment while the others wait, in an
-order that is drawn anew every round, so that a machine that slows down slows them all. Start-up and
-compilation come before the first segment, and are not counted.
+Every contender trains in a process of its own with the same sizes: acting, learning, logging, and
+in continuous control evaluation, all that a run does. They take turns: one runs a segment while the
+others wait, in an order that is drawn anew every round, so that a machine that slows down slows
+them all. Start-up and compilation come before the first segment, and are not counted.
 
 CPU seconds are those of the whole process. On a machine that does other work too, trust them
 rather than the wall clock. With --threads 1 each contender is held to one core, JAX included.
@@ -11,6 +11,7 @@ rather than the wall clock. With --threads 1 each contender is held to one core,
     pip install -r benchmark/requirements.txt
     python benchmark/speed.py
     python benchmark/speed.py --algorithms ddpg --threads all --out /tmp/speed
+    python benchmark/speed.py --algorithms ppo a2c --bfloat16
 """
 
 from __future__ import annotations
@@ -37,12 +38,25 @@ from pathlib import Path
 from typing import Any, NamedTuple, NoReturn
 
 ROOT = Path(__file__).resolve().parent.parent
-ALGORITHMS = ("ddpg", "td3", "sac")
-PEERS = {"Stable-Baselines3": "stable_baselines3", "SBX": "sbx"}
+SCRIPTS = {name: f"{name}_continuous.py" for name in ("ddpg", "td3", "sac")}
+SCRIPTS |= {"ppo": "ppo_atari.py", "a2c": "a2c_lstm_atari.py"}
+# The packages to compare with. Ratios are to the first.
+PEERS = {name: {"Stable-Baselines3": "stable_baselines3", "SBX": "sbx"} for name in SCRIPTS}
+PEERS |= {"ppo": {"Stable-Baselines3": "stable_baselines3"}, "a2c": {"RecurrentPPO": "sb3_contrib"}}
+OURS = FLOAT32, BFLOAT16 = "FolioRL", "FolioRL, bfloat16"
 FOREVER = 10**9
 LEARNING_STARTS = 1_000
 # What all contenders share. Their own defaults differ, and would be compared in its place.
 SIZES = {"batch_size": 256, "buffer_size": 200_000, "gamma": 0.98, "tau": 0.005}
+# On Atari each script has its defaults, and the peers those of the paper's runs, which are PPO's.
+ON_POLICY = {"learning_rate": 2.5e-4, "n_steps": 128, "batch_size": 256, "n_epochs": 4}
+ON_POLICY |= {"clip_range": 0.1, "ent_coef": 0.01, "vf_coef": 0.5}
+# All lengths that are learnt from divide this one, so that every segment has its share of learning.
+ATARI_SEGMENT = 5_120
+
+
+def family(algorithm: str) -> str:
+    return SCRIPTS[algorithm].removesuffix(".py").split("_")[-1]  # continuous or atari
 
 
 def fail(message: str) -> NoReturn:
@@ -54,21 +68,21 @@ def fail(message: str) -> NoReturn:
 
 
 class Gate:
-    """Called at every environment step; at the end of a segment it reports and waits.
+    """Called with environment steps that are done; at the end of a segment it reports and waits.
 
     The report is one line of JSON to the driver; a line from the driver starts the next segment.
     """
 
-    def __init__(self, segment: int) -> None:
+    def __init__(self, segment: int, learning_starts: int) -> None:
         # The pipe to the driver, kept apart: what contenders print must not reach it.
         self.pipe = os.fdopen(os.dup(1), "w")
         os.dup2(2, 1)
         # The first segment ends when everything is compiled and warm, and is not counted.
-        self.segment, self.left = segment, LEARNING_STARTS + segment
+        self.segment, self.left = segment, learning_starts + segment
         self.wall, self.cpu = 0.0, 0.0
 
-    def __call__(self) -> None:
-        self.left -= 1
+    def __call__(self, steps: int = 1) -> None:
+        self.left -= steps
         if self.left > 0:
             return
         if self.wall:
@@ -83,35 +97,28 @@ class Gate:
         self.wall, self.cpu = time.perf_counter(), time.process_time()
 
 
-def run_ours(algorithm: str, env_id: str, segment: int, gate: Gate, folder: str) -> None:
-    """Import the script, and train with a logger that calls the gate at every step."""
-    path = ROOT / f"{algorithm}_continuous.py"
+def run_ours(args: argparse.Namespace, gate: Gate, folder: str) -> None:
+    """Import the script, and train with a logger that tells the gate of every step."""
+    path = ROOT / SCRIPTS[args.algorithms[0]]
     spec = importlib.util.spec_from_file_location(path.stem, path)
     assert spec and spec.loader
     module = sys.modules[path.stem] = importlib.util.module_from_spec(spec)
     spec.loader.exec_module(module)
     log_step = module.Logger.step
 
-    def step(self: Any, *args: Any) -> None:
-        log_step(self, *args)
-        gate()
+    def step(self: Any, env_step: int, reward: Any, *rest: Any) -> None:
+        log_step(self, env_step, reward, *rest)
+        gate(len(reward))
 
     module.Logger.step = step
-    args = module.Args(
-        env_id=env_id,
-        run_dir=Path(folder) / "run",
-        total_timesteps=FOREVER,
-        learning_starts=LEARNING_STARTS,
-        eval_interval=segment,
-        eval_episodes=1,
-        save_interval=FOREVER,
-        device="cpu",
-        progress=False,
-        actor_hidden_sizes=(256, 256),
-        critic_hidden_sizes=(256, 256),
-        **SIZES,
-    )
-    module.train(args)
+    settings: dict[str, Any] = {"eval_interval": FOREVER}
+    if family(args.algorithms[0]) == "continuous":
+        settings = {"actor_hidden_sizes": (256, 256), "critic_hidden_sizes": (256, 256), **SIZES}
+        settings |= {"eval_interval": args.segment, "eval_episodes": 1}
+        settings |= {"learning_starts": LEARNING_STARTS}
+    settings |= {"env_id": args.env_id, "run_dir": Path(folder) / "run", "device": "cpu"}
+    settings |= {"total_timesteps": FOREVER, "save_interval": FOREVER, "progress": False}
+    module.train(module.Args(bfloat16=args.worker == BFLOAT16, **settings))
 
 
 def run_peer(
@@ -154,21 +161,66 @@ def run_peer(
     model.learn(FOREVER, callback=CallbackList([evaluation, Count()]))
 
 
+def run_atari_peer(package: str, env_id: str, gate: Gate, folder: str) -> None:
+    """Train Stable-Baselines3's PPO, or sb3-contrib's RecurrentPPO with our LSTM of 256."""
+    import ale_py
+    import gymnasium as gym
+    from stable_baselines3.common.callbacks import BaseCallback
+    from stable_baselines3.common.env_util import make_atari_env
+    from stable_baselines3.common.vec_env import VecFrameStack
+
+    class Count(BaseCallback):
+        def _on_step(self) -> bool:
+            gate(self.training_env.num_envs)
+            return True
+
+    gym.register_envs(ale_py)
+    name, policy, more = "PPO", "CnnPolicy", {}
+    env = make_atari_env(without_frame_skip(env_id), n_envs=8, seed=1)
+    if package == "sb3_contrib":
+        name, policy = "RecurrentPPO", "CnnLstmPolicy"
+        memory = {"lstm_hidden_size": 256, "shared_lstm": True, "enable_critic_lstm": False}
+        more = {"policy_kwargs": memory}
+    model = getattr(importlib.import_module(package), name)(
+        policy,
+        VecFrameStack(env, n_stack=4),
+        tensorboard_log=folder,
+        seed=1,
+        device="cpu",
+        **ON_POLICY,
+        **more,
+    )
+    model.learn(FOREVER, callback=Count())
+
+
+def without_frame_skip(env_id: str) -> str:
+    """The id under which wrappers, and not the game, skip frames: PongNoFrameskip-v4."""
+    return env_id.removeprefix("ALE/").removesuffix("-v5") + "NoFrameskip-v4"
+
+
 def run_external(command: str, gate: Gate) -> None:
     """Run another project's script as it is, counting the steps of its SyncVectorEnv."""
     import gymnasium as gym
-    import pybullet_envs_gymnasium  # noqa: F401
+
+    for package in "pybullet_envs_gymnasium", "ale_py":
+        if importlib.util.find_spec(package):
+            gym.register_envs(importlib.import_module(package))
+    # As gymnasium called them before 1.0.
+    names = {"GrayScaleObservation": "GrayscaleObservation", "FrameStack": "FrameStackObservation"}
+    for old, new in names.items():
+        setattr(gym.wrappers, old, getattr(gym.wrappers, new))
 
     env_step = gym.vector.SyncVectorEnv.step
 
     def step(self: Any, actions: Any) -> Any:
         result = env_step(self, actions)
-        gate()
+        gate(self.num_envs)
         return result
 
     gym.vector.SyncVectorEnv.step = step  # type: ignore[method-assign]
     sys.argv = shlex.split(command)
-    sys.path[0] = str(Path(sys.argv[0]).parent)
+    folder = Path(sys.argv[0]).parent
+    sys.path[:1] = [str(folder), str(folder.parent)]
     runpy.run_path(sys.argv[0], run_name="__main__")
 
 
@@ -176,15 +228,19 @@ def work(args: argparse.Namespace) -> None:
     """Train one contender for ever, a segment whenever the driver says so."""
     if args.threads == "1" and hasattr(os, "sched_setaffinity"):
         os.sched_setaffinity(0, {max(os.sched_getaffinity(0))})
-    gate = Gate(args.segment)
+    algorithm = args.algorithms[0]
+    atari = family(algorithm) == "atari"
+    gate = Gate(args.segment, 0 if atari else LEARNING_STARTS)
     with tempfile.TemporaryDirectory() as folder:
-        if args.worker == "FolioRL":
-            run_ours(args.algorithms[0], args.env_id, args.segment, gate, folder)
-        elif args.worker in PEERS:
-            package = PEERS[args.worker]
-            run_peer(package, args.algorithms[0], args.env_id, args.segment, gate, folder)
-        else:
+        if args.external:
             run_external(args.external[0], gate)
+        elif args.worker in OURS:
+            run_ours(args, gate, folder)
+        elif atari:
+            run_atari_peer(PEERS[algorithm][args.worker], args.env_id, gate, folder)
+        else:
+            package = PEERS[algorithm][args.worker]
+            run_peer(package, algorithm, args.env_id, args.segment, gate, folder)
 
 
 # The driver: starts the workers, gives each its turns, and writes the table.
@@ -201,8 +257,7 @@ class Contender(NamedTuple):
 
 def start(name: str, algorithm: str, args: argparse.Namespace, logs: Path) -> Contender:
     """Start a worker; returns at once."""
-    ours = name == "FolioRL"
-    command = [sys.executable if ours else args.peers_python, str(Path(__file__).resolve())]
+    command = [sys.executable if name in OURS else args.peers_python, str(Path(__file__).resolve())]
     command += ["--worker", name, "--algorithms", algorithm, "--env-id", args.env_id]
     command += ["--segment", str(args.segment), "--threads", args.threads]
     for external in args.external:
@@ -244,7 +299,8 @@ def measure(args: argparse.Namespace, logs: Path) -> list[dict[str, Any]]:
     """All rounds of all algorithms: one row for every segment."""
     rows: list[dict[str, Any]] = []
     for algorithm in args.algorithms:
-        names = ["FolioRL", *PEERS] if (ROOT / f"{algorithm}_continuous.py").exists() else [*PEERS]
+        names = [FLOAT32, BFLOAT16] if args.bfloat16 else [FLOAT32]
+        names += PEERS[algorithm]
         names += [external.split("=", 1)[0] for external in args.external]
         contenders = []
         try:
@@ -274,11 +330,15 @@ def measure(args: argparse.Namespace, logs: Path) -> list[dict[str, Any]]:
 
 
 def table(rows: list[dict[str, Any]]) -> str:
-    """Medians and quartiles in Markdown; the ratio is the median of the rounds' own ratios."""
+    """Medians and quartiles in Markdown; the ratio is the median of the rounds' own ratios.
+
+    SB3's RecurrentPPO is sb3-contrib's.
+    """
     head = "| algorithm | contender | steps / CPU second (quartiles) | steps / second (quartiles) |"
     lines = [head + " CPU ratio to SB3 | ratio to SB3 |", "|---|---|---|---|---|---|"]
     for algorithm in dict.fromkeys(row["algorithm"] for row in rows):
         mine = [row for row in rows if row["algorithm"] == algorithm]
+        first = next(iter(PEERS[algorithm]))
         for name in dict.fromkeys(row["contender"] for row in mine):
             rates, ratios = [], []
             for clock in ("cpu", "wall"):
@@ -286,7 +346,7 @@ def table(rows: list[dict[str, Any]]) -> str:
                 own = {number: speed for (who, number), speed in speeds.items() if who == name}
                 low, middle, high = quartiles(list(own.values()))
                 rates.append(f"{middle:.0f} ({low:.0f} to {high:.0f})")
-                base = {n: speeds.get(("Stable-Baselines3", n)) for n in own}
+                base = {n: speeds.get((first, n)) for n in own}
                 pairs = [speed / other for n, speed in own.items() if (other := base[n])]
                 ratios.append(f"{statistics.median(pairs):.2f}" if pairs else "")
             lines.append(f"| {algorithm.upper()} | {' | '.join([name, *rates, *ratios])} |")
@@ -300,10 +360,23 @@ def quartiles(values: list[float]) -> list[float]:
     return statistics.quantiles(values, n=4, method="inclusive")
 
 
+SETTINGS = {
+    "continuous": """\
+- all: batch 256, two hidden layers of 256, one update a step, buffer 200,000, one environment,
+  learning rate 7e-4, gamma 0.98, Gaussian noise 0.1 (DDPG, TD3), TensorBoard on, one evaluation
+  episode every {segment:,} steps; no checkpoints; the rest is each library's default""",
+    "atari": """\
+- PPO: the paper's settings in all (8 games x 128 steps, 4 epochs of 4 minibatches of 256)
+- A2C: 16 games x 20 steps, LSTM of 256; RecurrentPPO has PPO's settings and an LSTM of 256, as
+  wide as ours, shared by policy and value
+- all: TensorBoard on; no evaluations and no checkpoints; a step is four frames of one game""",
+}
+
+
 def describe(args: argparse.Namespace) -> str:
     """What the numbers were measured with, in Markdown."""
     query = "import importlib.metadata as m,sys;print(*(m.version(p) for p in sys.argv[1:]))"
-    packages = ["torch", "stable-baselines3", "sbx-rl", "jax", "gymnasium"]
+    packages = ["torch", "stable-baselines3", "sb3-contrib", "sbx-rl", "jax", "gymnasium", "ale-py"]
     found = subprocess.run(
         [args.peers_python, "-c", query, *packages], capture_output=True, text=True, check=False
     ).stdout.split()
@@ -330,9 +403,7 @@ def describe(args: argparse.Namespace) -> str:
 - date: {datetime.date.today()}; load average before: {args.load}
 - machine: {model}, {os.cpu_count()} cores, {platform.system()}; threads: {args.threads}
 - FolioRL: Python {platform.python_version()}, {ours}; peers: {peers}
-- all: batch 256, two hidden layers of 256, one update a step, buffer 200,000, one environment,
-  learning rate 7e-4, gamma 0.98, Gaussian noise 0.1 (DDPG, TD3), TensorBoard on, one evaluation
-  episode every {args.segment:,} steps; no checkpoints; the rest is each library's default
+{SETTINGS[family(args.algorithms[0])].format(segment=args.segment)}
 {external}- {args.rounds} rounds of {args.segment:,} steps; start-up and compilation are not counted
 """
 
@@ -342,11 +413,14 @@ def main() -> None:
     parser = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
-    parser.add_argument("--env-id", default="HopperBulletEnv-v0", help="environment to train in")
-    parser.add_argument("--algorithms", nargs="+", choices=ALGORITHMS, default=[*ALGORITHMS])
+    parser.add_argument("--env-id", help="default: HopperBulletEnv-v0, or ALE/Pong-v5 for Atari")
+    default = ["ddpg", "td3", "sac"]
+    parser.add_argument("--algorithms", nargs="+", choices=[*SCRIPTS], default=default)
+    parser.add_argument("--bfloat16", action="store_true", help="our scripts also in bfloat16")
     parser.add_argument("--threads", choices=("1", "all"), default="1", help="for each contender")
     parser.add_argument("--rounds", type=int, default=10, help="segments of each contender")
-    parser.add_argument("--segment", type=int, default=2_500, help="environment steps in a segment")
+    text = f"environment steps in a segment; default: 2500, or {ATARI_SEGMENT} for Atari"
+    parser.add_argument("--segment", type=int, help=text)
     parser.add_argument("--peers-python", default=sys.executable, help="interpreter of the peers")
     parser.add_argument(
         "--external",
@@ -359,6 +433,12 @@ def main() -> None:
     parser.add_argument("--out", type=Path, default=ROOT / "benchmark" / "results")
     parser.add_argument("--worker", help=argparse.SUPPRESS)
     args = parser.parse_args()
+    families = {family(algorithm) for algorithm in args.algorithms}
+    if len(families) > 1:
+        fail("--algorithms takes continuous control or Atari, since a table has one environment")
+    atari = families == {"atari"}
+    args.env_id = args.env_id or ("ALE/Pong-v5" if atari else "HopperBulletEnv-v0")
+    args.segment = args.segment or (ATARI_SEGMENT if atari else 2_500)
     if args.worker:
         work(args)
         return

@@ -31,6 +31,7 @@ SCRIPTS = CONTINUOUS + ATARI
 sys.path.insert(0, str(ROOT))
 os.environ["PYTHONPATH"] = str(ROOT)  # for the processes that the tests start
 os.environ["CUDA_VISIBLE_DEVICES"] = ""
+os.environ["OMP_NUM_THREADS"] = "1"  # networks this small gain nothing from more
 os.environ["MUJOCO_GL"] = "off"  # else dm_control warns of a missing display
 torch.set_num_threads(1)
 
@@ -128,7 +129,8 @@ def main_in_child(path: str, words: list[str], folder: Path, file_limit: int | N
 
 def run_python(words: list[str], folder: Path, **environ: str) -> tuple[str, str]:
     """Start Python afresh, as a user does; returns stdout and stderr."""
-    command, environ = [sys.executable, *words], {"PATH": os.environ["PATH"]} | environ
+    environ |= {name: os.environ[name] for name in ("PATH", "OMP_NUM_THREADS")}
+    command = [sys.executable, *words]
     done = subprocess.run(command, cwd=folder, env=environ, capture_output=True, text=True)
     assert done.returncode == 0, done.stderr
     return done.stdout, done.stderr
@@ -171,6 +173,11 @@ def rows(path: Path, without: str = "seconds") -> list[dict[str, str]]:
 def curves(run_dir: Path) -> list[list[dict[str, str]]]:
     """All that a repeated or resumed run must repeat."""
     return [rows(run_dir / "evaluations.csv"), rows(run_dir / "episodes.csv")]
+
+
+def weights(script: ModuleType, run_dir: Path) -> dict[str, Tensor]:
+    """What the agent in a run folder's checkpoint has learnt, and what it remembers."""
+    return script.load_checkpoint(run_dir / "checkpoint.pt")["agent"]
 
 
 def trained(script: ModuleType, run_dir: Path) -> tuple[Any, dict[str, Any]]:

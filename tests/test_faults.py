@@ -31,6 +31,7 @@ from conftest import (
     kind,
     make_args,
     rows,
+    weights,
 )
 
 KILLS = -(-20 // len(SCRIPTS))  # in each script
@@ -60,6 +61,12 @@ def written(run_dir: Path) -> set[tuple[str, int]]:
     return set()
 
 
+def same_weights(script: ModuleType, *run_dirs: Path) -> bool:
+    """Bit for bit: shows what returns alone would not, such as an optimizer that begins anew."""
+    one, other = (weights(script, run_dir) for run_dir in run_dirs)
+    return one.keys() == other.keys() and all(torch.equal(one[name], other[name]) for name in one)
+
+
 # Killed and interrupted
 
 
@@ -77,6 +84,7 @@ def test_a_run_killed_at_random_moments_ends_as_if_it_had_not_been(
         before = saved_step(script, run_dir)
         if before == changes["total_timesteps"]:
             assert curves(run_dir) == curves(whole)
+            assert same_weights(script, run_dir, whole)
             if kills >= KILLS:
                 break
             run_dir = tmp_path / f"run-after-{kills}"  # once more, for the kills that are left
@@ -148,6 +156,7 @@ def test_an_interrupted_run_says_how_to_go_on_and_then_ends_as_if_it_had_not_bee
     code, _, err = Run(script, shlex.split(said[3]), tmp_path).wait()
     assert code == 0, err
     assert curves(tmp_path / "run") == curves(whole)
+    assert same_weights(script, tmp_path / "run", whole)
 
 
 def test_a_second_signal_ends_the_run_at_once(script: ModuleType, tmp_path: Path) -> None:

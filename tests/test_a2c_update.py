@@ -186,7 +186,41 @@ def test_the_checkpoint_holds_the_memory_and_the_optimizer() -> None:
     assert {"h", "c", "begins", "temperature"} <= set(agent.state_dict())
     games.state = lambda: {}
     state = a2c.whole_state(agent, games)["optimizer"]["state"]
+    assert len(state) == len(list(agent.net.parameters()))
     assert all(entry["square_avg"].abs().sum() > 0 for entry in state.values())
+
+
+def test_a_game_that_is_cut_off_keeps_the_value_of_its_last_screen() -> None:
+    class Cut(FakeGames):
+        last: list[Tensor] = []
+
+        def step(self, action: Tensor) -> tuple[np.ndarray, np.ndarray, np.ndarray, np.ndarray]:
+            reward, over, no, _ = super().step(action)
+            self.last.append(self.obs)
+            return reward, no, over, no.copy()
+
+    agent, _, args = collected(chunk_size=4, gae_lambda=0.0, gamma=0.9)
+    with torch.no_grad():
+        agent.net.value.weight.mul_(10)  # type: ignore[operator]
+    games = Cut(2)
+    chunk, rewards, ended = a2c.collect(games, agent, args)
+    assert ended[3].all() and not ended[:3].any()
+    whole = torch.cat([chunk.obs, games.last[3][None]])
+    begins = torch.zeros(5, 2, dtype=torch.bool)
+    _, value, _ = agent.net(whole, begins, agent.net.fresh_state(2))
+    expected = torch.from_numpy(rewards[3]) + 0.9 * value[4] - value[3]
+    torch.testing.assert_close(chunk.advantage[3], expected.detach(), rtol=0, atol=1e-5)
+
+
+def test_a_game_that_is_played_is_played_as_in_training() -> None:
+    agent, _, _ = collected(temperature_init=1.7)
+    player = agent.player(2)
+    for obs in screens(3, 2):
+        log_probs, _, memory = agent.act(obs)
+        torch.testing.assert_close(player(obs), log_probs)
+        for mine, new in zip((agent.h, agent.c), memory):
+            mine.copy_(new)
+        agent.begins.zero_()
 
 
 @pytest.mark.parametrize(("model", "solved"), [("cnn-lstm", True), ("cnn", False)])

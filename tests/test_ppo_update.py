@@ -181,7 +181,6 @@ def test_one_learning_phase_equals_that_of_stable_baselines3() -> None:
         learning_rate=2.5e-4,
         clip_range=0.1,
         ent_coef=0.01,
-        max_grad_norm=0.05,  # shorter than the gradients
         device="cpu",
     )
     args = make_args(ppo, clip_coef=0.1, clip_value_loss=False, value_coef=1.0, max_grad_norm=0.05)
@@ -232,6 +231,22 @@ def test_one_learning_phase_equals_that_of_stable_baselines3() -> None:
         torch.testing.assert_close(mine.bias, other.bias, rtol=0, atol=1e-5)
     moved = [not torch.equal(a, b) for a, b in zip(before.parameters(), agent.net.parameters())]
     assert all(moved)
+
+
+def test_a_long_gradient_is_shortened_before_adam_takes_it() -> None:
+    agent = ppo.Agent(6, make_args(ppo, learning_rate=1e-3))
+    other = copy.deepcopy(agent.net)
+    adam = torch.optim.Adam(other.parameters(), 1e-3, eps=1e-5)
+    for length in 3.0, 0.1:  # of which the second is short enough
+        grads = [torch.randn_like(p) for p in other.parameters()]
+        norm = torch.cat([grad.flatten() for grad in grads]).norm()
+        for p, grad in zip(other.parameters(), grads):
+            p.grad = grad * length / norm
+        agent.step([p.grad.clone() for p in other.parameters() if p.grad is not None])
+        torch.nn.utils.clip_grad_norm_(other.parameters(), 0.5)
+        adam.step()
+    for mine, expected in zip(agent.net.parameters(), other.parameters()):
+        torch.testing.assert_close(mine, expected, rtol=0, atol=1e-6)
 
 
 def test_a_compiled_update_equals_the_plain_one_and_moves_the_weights() -> None:

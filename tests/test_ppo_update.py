@@ -183,7 +183,7 @@ def test_one_learning_phase_equals_that_of_stable_baselines3() -> None:
         ent_coef=0.01,
         device="cpu",
     )
-    args = make_args(ppo, clip_coef=0.1, clip_value_loss=False, value_coef=1.0, max_grad_norm=0.05)
+    args = make_args(ppo, clip_coef=0.1, clip_value_loss=False, value_coef=1.0)
     agent = ppo.Agent(6, args)
     policy: Any = theirs.policy
     modules = (

@@ -79,7 +79,7 @@ name=${name:-$(basename "$script" .py)}
 if [[ -n $smoke ]]; then
     for k in "${!flags[@]}"; do # the lengths among the script's flags
         case ${flags[k]} in
-            --*-timesteps | --*-starts | --*-decay-steps) divisor=1000 ;;
+            --*-timesteps | --*-starts | --*-decay-steps | --*-decay-episodes) divisor=1000 ;;
             --*-interval) divisor=100 ;; # so that evaluations do not take all the time
             *) continue ;;
         esac

@@ -15,7 +15,7 @@ train: $(VENV)/.installed
 	$(BIN)/python $(SCRIPT) $(ARGS)
 
 test: $(VENV)/.installed-tests
-	$(BIN)/python -m pytest $(ARGS)
+	$(BIN)/python -m pytest --numprocesses auto --maxprocesses 4 $(ARGS)
 
 lint: $(VENV)/.installed-tests
 	$(BIN)/ruff check .

@@ -283,7 +283,9 @@ class Rollout:
         if num_envs * args.num_steps % args.num_minibatches:
             steps = num_envs * args.num_steps
             fail(f"--num-minibatches is {args.num_minibatches}, and must divide {steps} steps")
-        self.obs = torch.zeros(*shape, 4, 84, 84, dtype=torch.uint8, device=device)
+        # [T, N, 4, 84, 84], in memory with the channels last, as the convolutions read them.
+        obs = torch.zeros(*shape, *FRAME, 4, dtype=torch.uint8, device=device)
+        self.obs = obs.permute(0, 1, 4, 2, 3)
         self.action = torch.zeros(shape, dtype=torch.int64, device=device)
         self.log_prob, self.reward, self.value, self.next_value, self.terminated, self.ended = (
             torch.zeros(shape, device=device) for _ in range(6)

@@ -253,6 +253,8 @@ class ActorCritic(nn.Module):
         size = 256 if self.lstm else self.features.size
         self.policy = orthogonal(nn.Linear(size, num_actions), gain=0.01)
         self.value = orthogonal(nn.Linear(size, 1), gain=1.0)
+        # Convolutions run faster with the channels of a pixel side by side.
+        self.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
 
     def forward(self, obs: Tensor, begins: Tensor, state: State) -> tuple[Tensor, Tensor, State]:
         """Obs [T, N, ...] and where a game begins [T, N] -> logits [T, N, A], value [T, N], state.

@@ -144,8 +144,10 @@ done
 build_job() {
     local i=$1 dir=${run_dirs[$1]}
     if [[ $backend == ray ]]; then # the job is this launcher again, with one run of the grid
-        job=(ray job submit --submission-id "$(ray_id "$i")" --entrypoint-num-cpus 1 --
-            env -C "$PWD" "PYTHON=$python" bash "$root/benchmark/run.sh"
+        # Ray gives a job that it stops 3 seconds to save, if it is not told otherwise.
+        job=(ray job submit --submission-id "$(ray_id "$i")" --entrypoint-num-cpus 1
+            --runtime-env-json '{"env_vars": {"RAY_JOB_STOP_WAIT_TIME_S": "120"}}' --
+            env -C "$PWD" "PYTHON=$python" RAY_STOPS_RUNS=1 bash "$root/benchmark/run.sh"
             --only "$i" "${arguments[@]}")
         return
     fi
@@ -223,7 +225,7 @@ stop() {
     for k in "${!pids[@]}"; do
         if [[ $backend == ray ]]; then
             ray job stop --no-wait "$(ray_id "${running[$k]}")" > /dev/null 2>&1 || true
-        else
+        elif [[ -z $RAY_STOPS_RUNS ]]; then # ray tells the run itself; twice would be "at once"
             kill -TERM "${pids[$k]}" 2> /dev/null || true
         fi
     done

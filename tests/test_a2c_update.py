@@ -201,7 +201,7 @@ def test_a_game_that_is_cut_off_keeps_the_value_of_its_last_screen() -> None:
 
     agent, _, args = collected(chunk_size=4, gae_lambda=0.0, gamma=0.9)
     with torch.no_grad():
-        agent.net.value.weight.mul_(10)  # type: ignore[operator]
+        agent.net.value.weight.mul_(10)
     games = Cut(2)
     chunk, rewards, ended = a2c.collect(games, agent, args)
     assert ended[3].all() and not ended[:3].any()

@@ -237,6 +237,49 @@ def test_slurm_tasks_do_one_run_each_and_only_those_that_are_left(
         assert rows == untimed(whole / name / "evaluations.csv")
 
 
+RAY = """#!/usr/bin/env bash
+# A stand-in for Ray's jobs: processes here. To stop one, every process of it is told.
+tree() { echo "$1" && for child in $(pgrep -P "$1"); do tree "$child"; done; }
+jobs=$(dirname "$0")
+[[ "$1 $2" == "job stop" ]] && exec kill -TERM $(tree "$(< "$jobs/${*: -1}")")
+while [[ $1 != -- ]]; do
+    [[ $1 == --submission-id ]] && id=$2
+    shift
+done
+"${@:2}" &
+echo $! > "$jobs/$id"
+wait
+exit 0
+"""
+
+
+def test_a_stopped_ray_job_saves_its_run_which_then_comes_to_the_same_end(
+    whole: Path, tmp_path: Path
+) -> None:
+    stand_in, runs = tmp_path / "bin" / "ray", tmp_path / "runs"
+    stand_in.parent.mkdir()
+    stand_in.write_text(RAY)
+    stand_in.chmod(0o755)
+    line = command(runs, "--backend", "ray", envs=ENVS[:1], seeds="1")
+    pipe = subprocess.PIPE
+    started = subprocess.Popen(line, env=environment(stand_in.parent), stdout=pipe, stderr=pipe)
+    run = runs / "Pendulum-v1__ddpg_continuous__1"
+    deadline = time.time() + 120
+    while not (run / "checkpoint.pt").exists() and time.time() < deadline:
+        time.sleep(0.02)
+    started.send_signal(signal.SIGTERM)
+    out, err = started.communicate(timeout=120)
+    assert started.returncode == 143, out + err
+    assert "saved step" in (run / "log.txt").read_text()
+    assert not (run / "finished").exists(), "killed too late to test anything"
+
+    more = ["--backend", "ray"]
+    again = launch(runs, *more, path=stand_in.parent, envs=ENVS[:1], seeds="1")
+    assert again.returncode == 0, again.stdout + again.stderr
+    for name in ("evaluations.csv", "episodes.csv"):
+        assert untimed(run / name) == untimed(whole / run.name / name)
+
+
 # The plots
 
 

@@ -1,14 +1,122 @@
-"""Environment blocks for several agents (first version; the script is being written)."""
+"""Proximal Policy Optimization (PPO) for several agents that share one policy.
+
+Four cars come to a crossing, one from each side, among other traffic. Every agent acts on what it
+sees itself, but all of them with the same network, which learns from what happened to each: what
+one has lived through teaches the others. An agent that has crashed or arrived is out of the game
+until the next episode, and nothing is learnt from its empty time.
+
+Paper: Schulman et al. 2017, Proximal Policy Optimization Algorithms, arXiv:1707.06347
+Run:   python ppo_smarts.py                                    (SMARTS, see requirements-smarts.txt)
+       python ppo_smarts.py --env-id mpe2/simple_spread_v3 --num-envs 8 --num-steps 128
+Watch: tensorboard --logdir runs
+"""
 
 from __future__ import annotations
 
+import atexit
+import contextlib
+import dataclasses
 import difflib
+import hashlib
 import importlib
+import json
+import logging
+import math
+import multiprocessing
+import os
 import pkgutil
-from typing import Any, NamedTuple
+import shutil
+import signal
+import subprocess
+import sys
+import tempfile
+import time
+import warnings
+from collections.abc import Callable, Iterable
+from dataclasses import dataclass
+from importlib.metadata import version
+from importlib.util import find_spec
+from multiprocessing.connection import Connection
+from pathlib import Path
+from typing import Any, Literal, NamedTuple, NoReturn, TextIO
 
 import gymnasium as gym
 import numpy as np
+import torch
+import torch.nn as nn
+import tyro
+from gymnasium.utils.save_video import save_video
+from torch import Tensor
+from torch.utils.tensorboard import SummaryWriter
+from tqdm import tqdm
+
+SCRIPT = Path(__file__).stem
+
+
+@dataclass
+class Args:
+    # Task. Every length below is in environment steps, summed over all parallel environments; in
+    # one step all agents of an environment act.
+    env_id: str = "smarts/intersection-4lane-v0"  # or PettingZoo's, as mpe2/simple_spread_v3
+    total_timesteps: int = 500_000  # length of the training
+    num_envs: int = 1  # environments side by side; those of SMARTS in processes of their own
+    seed: int = 1  # of the networks, the actions and the episodes
+    action_type: Literal["lane", "continuous"] = "lane"  # choose a manoeuvre, or steer and brake
+
+    # The crossing
+    traffic: Literal["none", "light", "dense"] = "light"  # other cars on it
+    turn: Literal["any", "left", "straight", "right"] = "any"  # any: drawn for each agent, episode
+    image: bool = False  # see the surroundings from above as well, in 32 x 32 pixels
+    horizon: int = 400  # steps of 0.1 s after which an episode is cut off
+    collision_reward: float = -50.0  # for hitting another car, which ends an agent's task
+    off_road_reward: float = -50.0  # for leaving the road or the route, which ends it as well
+    goal_reward: float = 20.0  # for arriving
+    progress_reward: float = 0.1  # for every metre that the goal has come nearer
+    distance_reward: float = 0.05  # for every metre driven
+
+    # Networks
+    hidden_sizes: tuple[int, ...] = (64, 64)  # units of each hidden layer
+
+    # Learning
+    num_steps: int = 1024  # steps of every environment between two learning phases
+    num_minibatches: int = 8  # parts that these steps are learnt from in
+    update_epochs: int = 10  # passes over these steps
+    learning_rate: float = 3e-4  # Adam's step size
+    anneal_lr: bool = True  # let it fall to 0 over the run, linearly
+    gamma: float = 0.99  # discount per step
+    gae_lambda: float = 0.95  # 0: advantages from one step, biased; 1: from all, noisy
+    reward_scale: float = 0.1  # what rewards are multiplied with for learning
+    clip_coef: float = 0.2  # how far from 1 a probability ratio may be pushed
+    clip_value_loss: bool = False  # clip the value's change likewise, as OpenAI's code does
+    norm_advantage: bool = True  # advantages of a minibatch with mean 0 and deviation 1
+    entropy_coef: float = 0.01  # weight of the entropy bonus
+    value_coef: float = 0.5  # weight of the value loss
+    max_grad_norm: float = 0.5  # longest gradient, over all parameters together
+    target_kl: float | None = None  # end a learning phase when the policy has moved this far
+
+    # Evaluation, in an environment of its own. The return of an episode is the agents' sum.
+    eval_interval: int = 25_000  # steps from one evaluation to the next
+    eval_episodes: int = 10  # episodes in an evaluation
+    greedy_eval: bool = True  # play the likeliest action instead of drawing one
+    stop_at_return: float | None = None  # stop once the last 3 evaluations are all at least this
+    capture_video: bool = False  # film the first episode of every evaluation
+    evaluate: str | None = None  # play: a run folder, a .pt file, untrained, random or keep-lane
+
+    # Run folder
+    run_dir: Path | None = None  # default: runs/{env_id}__{exp_name}__{seed}__{time}
+    exp_name: str = SCRIPT  # part of the folder's name
+    resume: Path | None = None  # run folder to go on with; flags beside this one override its own
+    save_interval: int = 10_000  # steps from one checkpoint to the next
+    progress: bool = True  # progress bar, where there is a terminal
+    track: bool = False  # log to Weights & Biases as well
+    wandb_project_name: str = "FolioRL"  # its project
+    wandb_entity: str | None = None  # its user or team
+
+    # Machine
+    device: Literal["auto", "cpu", "cuda"] = "auto"  # auto: the GPU where there is one
+    compile: bool = True  # compile acting and learning: slow to start, then faster
+    bfloat16: bool = False  # multiply matrices in bfloat16: faster, less exact
+    torch_deterministic: bool = True  # ask cuDNN for deterministic kernels only
 
 
 # [shared: several agents]
@@ -106,55 +214,59 @@ class MultiAgentEnv:
         return Step(last_obs * live[:, None], reward, terminated, truncated, live, last_obs)
 
 
+def episode_seed(*numbers: int) -> int:
+    """A seed of 32 bits that other numbers would not have given."""
+    return int(np.random.SeedSequence(numbers).generate_state(1)[0])
+
+
 # [/shared]
 # [shared: pettingzoo]
 class PettingZoo(MultiAgentEnv):
     """Any environment with PettingZoo's parallel interface."""
 
-    def __init__(self, env_id: str, continuous: bool, film: bool) -> None:
-        package, name = env_id.replace("/", ".").rsplit(".", 1)
+    def __init__(self, args: Args, film: bool) -> None:
+        package, name = args.env_id.replace("/", ".").rsplit(".", 1)
         mode = {"render_mode": "rgb_array"} if film else {}
         try:
             make = importlib.import_module(f"{package}.{name}").parallel_env
-            try:
-                self.env = make(continuous_actions=continuous, **mode)  # MPE has both kinds
+            try:  # MPE has both kinds of actions
+                self.env = make(continuous_actions=args.action_type == "continuous", **mode)
             except TypeError:
                 self.env = make(**mode)
         except (ImportError, AttributeError) as error:
             near = ""
-            if importlib.util.find_spec(package.split(".")[0]):
+            if find_spec(package.split(".")[0]):
                 modules = pkgutil.iter_modules(importlib.import_module(package).__path__)
-                names = difflib.get_close_matches(name, [module.name for module in modules])
-                near = f"; did you mean {' or '.join(names)}?" if names else ""
-            fail(f"cannot make {env_id}: {error}{near} (pip install -r requirements-smarts.txt)")
+                close = difflib.get_close_matches(name, [module.name for module in modules])
+                near = f"; did you mean {' or '.join(close)}?" if close else ""
+            missing = "pip install -r requirements-smarts.txt installs MPE"
+            fail(f"cannot make {args.env_id}: {error}{near} ({missing})")
         self.names = list(self.env.possible_agents)
         spaces = [self.env.action_space(name) for name in self.names]
         self.space = spaces[0]
         self.discrete = isinstance(self.space, gym.spaces.Discrete)
         bounded = isinstance(self.space, gym.spaces.Box) and self.space.is_bounded()
         if not (self.discrete or bounded) or any(space != self.space for space in spaces):
-            kinds = ", ".join(map(str, dict.fromkeys(map(str, spaces))))
-            fail(f"{env_id} has the actions {kinds}; all agents need one Discrete or bounded Box")
+            kinds = " and ".join(sorted({str(space) for space in spaces}))
+            fail(f"{args.env_id} has actions {kinds}; all agents need one Discrete or bounded Box")
         sizes = [gym.spaces.flatdim(self.env.observation_space(name)) for name in self.names]
         self.obs_size = max(sizes)
         self.action_size = gym.spaces.flatdim(self.space)  # of a Discrete, its number of actions
         self.fps = self.env.metadata.get("render_fps", 10)
 
     def begin(self, seed: int) -> Step:
-        obs, _ = self.env.reset(seed=seed)
-        return self.pack(self.flat(obs), {})
+        return self.pack(self.flat(self.env.reset(seed=seed)[0]), {})
 
     def advance(self, action: np.ndarray) -> Step:
         if self.discrete:
-            moves = [int(move) + int(self.space.start) for move in action]
+            moves = [int(move + self.space.start) for move in action]
         else:
             low, high = self.space.low, self.space.high
             share = (np.clip(action, -1, 1).astype(np.float32) + 1) / 2
             moves = [low + part.reshape(low.shape) * (high - low) for part in share]
         acting = {name: moves[i] for i, name in enumerate(self.names) if self.live[i]}
         obs, reward, terminated, truncated, _ = self.env.step(acting)
-        ended = {
-            # That a time limit came in the same step changes nothing: the task is over.
+        ended = {  # where a task ends at its time limit, it has ended: nothing more can be earned
             name: (terminated[name], truncated[name] and not terminated[name], reward[name])
             for name in acting
         }
@@ -162,7 +274,8 @@ class PettingZoo(MultiAgentEnv):
 
     def flat(self, obs: dict[str, Any]) -> dict[str, np.ndarray]:
         space = self.env.observation_space
-        return {name: gym.spaces.flatten(space(name), value) for name, value in obs.items()}
+        flatten: Any = gym.spaces.flatten
+        return {name: flatten(space(name), value) for name, value in obs.items()}
 
     def frame(self) -> np.ndarray:
         return self.env.render()
@@ -171,11 +284,1205 @@ class PettingZoo(MultiAgentEnv):
         self.env.close()
 
 
-def make_env(args: Args, film: bool = False) -> MultiAgentEnv:
-    """The environment of --env-id; fails if there is none, or its agents' actions differ."""
-    if "/" not in args.env_id:
-        fail(f"--env-id is {args.env_id}; give a package and a name, as mpe2/simple_spread_v3")
-    return PettingZoo(args.env_id, args.action_type == "continuous", film)
+# [/shared]
+# [shared: crossing]
+class Crossing(MultiAgentEnv):
+    """Four cars, one from each arm of a crossing, in SMARTS 2.0.1 with SUMO's traffic around them.
+
+    Each is to turn left or right or go straight on, as drawn for every episode, and is to come
+    within 2 m of its goal behind the crossing. A collision, leaving the road or the route, and the
+    goal end an agent's task. What it sees is [goal, place in the lane, speed, steering, how the
+    lane bends, its nearest neighbours] three times, of the last three moments. PYTHONHASHSEED must
+    have been 0 when the interpreter started, or else no episode can be repeated; see Apart.
+    """
+
+    names = ["north", "east", "south", "west"]  # the arms, clockwise; see scenarios/
+    TURNS = {"left": (1, [1]), "straight": (2, [0, 1]), "right": (3, [0])}  # arms on, and lanes
+    MOVES = ["keep_lane", "slow_down", "change_lane_right", "change_lane_left"]
+    FRAMES, HEADINGS, NEIGHBOURS, SIDE = 3, 20, 8, 32  # SIDE: of the image, in pixels
+    RADIUS, SPEED, METRES = 50.0, 15.0, 1.5  # of sight [m]; a car's usual one [m/s]; of a pixel
+
+    def __init__(self, args: Args) -> None:
+        try:
+            import smarts.core.sumo_traffic_simulation  # noqa: F401 (and with it all the rest)
+        except ImportError as error:
+            fail(f"{args.env_id} needs SMARTS: pip install -r requirements-smarts.txt ({error})")
+        logging.disable(logging.WARNING)  # SMARTS and SUMO warn of what is meant to be
+        warnings.filterwarnings("ignore")
+        self.args, self.folder = args, built_scenario()
+        self.ground = np.load(self.folder / "ground.npy")  # [600, 600], 4 pixels a metre
+        self.pixels = self.FRAMES * self.SIDE**2 if args.image else 0
+        self.numbers = 5 + self.HEADINGS + 4 * self.NEIGHBOURS
+        self.obs_size = self.FRAMES * self.numbers + self.pixels
+        self.discrete = args.action_type == "lane"
+        self.action_size = len(self.MOVES) if self.discrete else 2
+        self.sim: Any = None
+
+    def start_simulator(self) -> None:
+        """A SMARTS with a SUMO of its own, in place of the one before."""
+        from smarts.core import agent_interface as of
+        from smarts.core.controllers import ActionSpaceType
+        from smarts.core.scenario import Scenario
+        from smarts.core.smarts import SMARTS
+        from smarts.core.sumo_traffic_simulation import SumoTrafficSimulation
+
+        self.close()
+        interface = of.AgentInterface(
+            waypoint_paths=of.Waypoints(lookahead=self.HEADINGS),
+            neighborhood_vehicle_states=of.NeighborhoodVehicles(radius=self.RADIUS),
+            action=ActionSpaceType.Lane if self.discrete else ActionSpaceType.Continuous,
+        )
+        self.sumo = SumoTrafficSimulation(headless=True)
+        flags = self.sumo._base_sumo_load_params  # with this one of them SUMO 1.28 crashes:
+        lanechange = "--lanechange.duration"
+        self.sumo._base_sumo_load_params = lambda: [
+            flag for flag in flags() if not flag.startswith(lanechange)
+        ]
+        self.sim = SMARTS(dict.fromkeys(self.names, interface), traffic_sims=[self.sumo])
+        self.logs = tempfile.TemporaryDirectory(prefix="foliorl-")  # else files pile up at home
+        traffic = [str(self.folder / f"{self.args.traffic}.rou.xml")]
+        traffic = [] if self.args.traffic == "none" else traffic
+        self.scenario = Scenario(str(self.folder), traffic, log_dir=self.logs.name)
+        self.scenario.unique_sumo_log_file = lambda: f"{self.logs.name}/sumo"
+
+    def missions(self, random: np.random.Generator) -> dict[str, Any]:
+        """Where each agent begins, and what its goal is."""
+        from smarts.core.coordinates import Heading, RefLinePoint
+        from smarts.core.plan import NavigationMission, PositionalGoal, Start
+        from smarts.core.utils.core_math import vec_to_radians
+        from smarts.sstudio.sstypes import TrapEntryTactic
+
+        # Enter at once, at 5 m/s, and not in the place of one of SUMO's cars.
+        entry = TrapEntryTactic(0.0, 0.0, exclusion_prefixes=("car",), default_entry_speed=5.0)
+        roads, missions = self.scenario.road_map, {}
+        for arm, name in enumerate(self.names):
+            turn = self.args.turn if self.args.turn != "any" else random.choice(list(self.TURNS))
+            arms_on, lanes = self.TURNS[turn]
+            lane = int(random.choice(lanes))
+            come = roads.road_by_id(f"{name}-in").lane_at_index(lane)
+            leave = roads.road_by_id(f"{self.names[(arm + arms_on) % 4]}-out").lane_at_index(lane)
+            at = random.uniform(5, 35)  # metres into the arm
+            heading = Heading(vec_to_radians(come.vector_at_offset(at)[:2]))
+            missions[name] = NavigationMission(
+                Start(come.from_lane_coord(RefLinePoint(s=at)).as_np_array[:2], heading),
+                PositionalGoal(leave.from_lane_coord(RefLinePoint(s=40)), radius=2),
+                entry_tactic=entry,
+            )
+        return missions
+
+    def begin(self, seed: int) -> Step:
+        import smarts.core
+        from smarts.core import coordinates
+
+        coordinates._numpy_points.clear()  # caches that SMARTS never empties: 20 kB a step
+        coordinates._shapely_points.clear()
+        for _ in range(3):
+            if self.sim is None or not self.sumo.connected:
+                self.start_simulator()
+            smarts.core.seed(seed)
+            self.scenario._missions = self.missions(np.random.default_rng(seed))
+            try:
+                obs = self.sim.reset(self.scenario)
+                # The first agent's arrival ends the reset; the others come a little later.
+                brake = "slow_down" if self.discrete else (0.0, 1.0, 0.0)
+                for _waited in range(100):
+                    if len(obs) == len(self.names):
+                        break
+                    obs = self.sim.step(dict.fromkeys(obs, brake))[0]
+                if self.sumo.connected and len(obs) == len(self.names):
+                    break
+            except Exception as error:  # SMARTS has many ways of failing, and destroys itself
+                print(f"{SCRIPT}: SMARTS did not start ({error}), and is started anew")
+            self.close()
+        else:
+            fail("SMARTS did not start an episode in three attempts", code=1)
+        self.t, self.last = 0, dict(obs)
+        self.ends: dict[str, str] = {}
+        self.seconds: dict[str, float] = {}
+        stack = [np.tile(self.look(obs[name]), (self.FRAMES, 1)) for name in self.names]
+        self.stack = dict(zip(self.names, stack))
+        return self.pack({name: self.flat(name) for name in self.names}, {})
+
+    def advance(self, action: np.ndarray) -> Step:
+        acting = [name for name, live in zip(self.names, self.live) if live]
+        moves: dict[str, Any] = {}
+        for name, move in zip(self.names, action):
+            if self.discrete:
+                moves[name] = self.MOVES[int(move)]
+            else:  # one number for throttle and brake; positive steering turns right
+                pedal, steering = np.clip(move, -1, 1).tolist()
+                moves[name] = (max(pedal, 0.0), max(-pedal, 0.0), steering)
+        try:
+            obs = self.sim.step({name: moves[name] for name in acting})[0]
+            reason = "" if self.sumo.connected else "SUMO has died"
+        except Exception as error:
+            obs, reason = {}, f"SMARTS has failed ({error})"
+        self.t += 1
+        if reason:  # without SUMO, SMARTS would go on silently on empty roads
+            print(f"{SCRIPT}: {reason}; the episode is cut off, and a new simulator started")
+            self.close()
+            return self.pack(
+                {name: self.flat(name) for name in acting},
+                {name: (False, True, 0.0) for name in acting},
+            )
+        ended = {}
+        for name in acting:
+            before, self.last[name] = self.last[name], obs[name]
+            reward, end = judge(before, obs[name], self.args)
+            if end:
+                self.ends[name] = end
+                self.seconds[name] = self.t * obs[name].dt
+            ended[name] = bool(end), not end and self.t >= self.args.horizon, reward
+            self.stack[name] = np.concatenate([self.look(obs[name])[None], self.stack[name][:-1]])
+        return self.pack({name: self.flat(name) for name in acting}, ended)
+
+    def flat(self, name: str) -> np.ndarray:
+        """The last three frames, newest first: their numbers, and then their images."""
+        stack = self.stack[name]
+        return np.concatenate([stack[:, : self.numbers].ravel(), stack[:, self.numbers :].ravel()])
+
+    def look(self, obs: Any) -> np.ndarray:
+        """One frame: about 57 numbers between -1 and 1, and with --image its pixels."""
+        ego = obs.ego_vehicle_state
+        at, heading = np.array(ego.position[:2]), float(ego.heading)  # 0 is north, anticlockwise
+        forward = np.array([-np.sin(heading), np.cos(heading)])
+        axes = np.array([forward, [forward[1], -forward[0]]])  # forward, right
+        lane = min(obs.waypoint_paths, key=lambda path: path[0].dist_to(ego.position))
+        errors = [float(point.relative_heading(ego.heading)) for point in lane[: self.HEADINGS]]
+        errors += errors[-1:] * (self.HEADINGS - len(errors))  # near the end of the road
+        goal = axes @ (np.array(ego.mission.goal.position[:2]) - at) / 100
+        aside = lane[0].signed_lateral_error(ego.position) / lane[0].lane_width
+        near = np.tile([1.0, 0.0, 0.0, 0.0], (self.NEIGHBOURS, 1))  # nobody: far away
+        others = [(np.array(o.position[:2]) - at, o) for o in obs.neighborhood_vehicle_states]
+        others.sort(key=lambda other: float(other[0] @ other[0]))
+        for row, (offset, other) in zip(near, others):
+            row[0] = np.linalg.norm(offset) / self.RADIUS
+            row[1] = (other.speed - ego.speed) / self.SPEED
+            row[2:] = axes @ offset / self.RADIUS
+        own = [*goal, aside, ego.speed / self.SPEED, float(ego.steering)]
+        parts: list[Any] = [own, errors, near.ravel()]
+        if self.args.image:  # grey for the road, white for the others
+            ahead = (self.SIDE / 2 - 0.5 - np.arange(self.SIDE)) * self.METRES
+            points = at + ahead[:, None, None] * axes[0] - ahead[None, :, None] * axes[1]
+            column, row = 4 * (points[..., 0] + 75), 4 * (75 - points[..., 1])
+            inside = (np.minimum(row, column) >= 0) & (np.maximum(row, column) < 600)
+            image = np.zeros((self.SIDE, self.SIDE), np.float32)
+            image[inside] = 0.3 * (
+                self.ground[row[inside].astype(int), column[inside].astype(int)] > 0
+            )
+            for _, other in others:
+                image[covered(points, other.position, other.heading, other.bounding_box)] = 1.0
+            parts.append(image.ravel())
+        return np.concatenate(parts).astype(np.float32)
+
+    COLOURS = np.array([[86, 122, 80], [92, 92, 96], [190, 190, 190], [222, 186, 70]], np.uint8)
+    EGOS = np.array([[231, 76, 60], [52, 152, 219], [241, 196, 15], [155, 89, 182]], np.uint8)
+
+    def frame(self) -> np.ndarray:
+        """The crossing from above, 150 m wide: the four agents and their goals in colours."""
+        image = self.COLOURS[self.ground]
+        axis = (np.arange(600) + 0.5) / 4 - 75
+        points = np.stack(np.meshgrid(axis, -axis), axis=-1)
+        for car in self.sim.vehicle_index.vehicles if self.sim else []:
+            image[covered(points, car.position, car.heading, car.chassis.dimensions)] = 235
+        for name, colour, live in zip(self.names, self.EGOS, self.live):
+            ego = self.last[name].ego_vehicle_state
+            goal = np.linalg.norm(points - ego.mission.goal.position[:2], axis=-1)
+            image[(goal < 2) & (goal > 1.4)] = colour
+            if live:
+                image[covered(points, ego.position, ego.heading, ego.bounding_box)] = colour
+        return image
+
+    def metrics(self) -> dict[str, float]:
+        """Of the episode that has ended, per agent."""
+        ends, share = list(self.ends.values()), 1 / len(self.names)
+        arrived = [self.seconds[name] for name, end in self.ends.items() if end == "goal"]
+        return {
+            "completion_rate": share * ends.count("goal"),  # the goal is a circle of 2 m
+            "collision_rate": share * ends.count("collision"),
+            "off_road_rate": share * ends.count("off road"),
+            "seconds_to_cross": float(np.mean(arrived)) if arrived else math.nan,
+        }
+
+    def close(self) -> None:
+        if self.sim is not None:
+            with contextlib.suppress(Exception):  # of one that has died
+                self.sim.destroy()
+            self.sim = None
+            self.logs.cleanup()
+
+
+def judge(before: Any, obs: Any, args: Args) -> tuple[float, str]:
+    """The reward of a step, from an agent's observations before and after it, and what ended it."""
+    goal = obs.ego_vehicle_state.mission.goal.position[:2]
+    there, here = (o.ego_vehicle_state.position[:2] for o in (before, obs))
+    reward = args.progress_reward * (math.dist(there, goal) - math.dist(here, goal))
+    reward += args.distance_reward * math.dist(there, here)
+    if obs.events.collisions:
+        return reward + args.collision_reward, "collision"
+    if obs.events.off_road or obs.events.off_route:
+        return reward + args.off_road_reward, "off road"
+    if obs.events.reached_goal:
+        return reward + args.goal_reward, "goal"
+    return reward, ""
+
+
+def covered(points: np.ndarray, position: Any, heading: Any, size: Any) -> np.ndarray:
+    """Which of the points [H, W, 2] lie under a car that stands at position."""
+    away = points - np.array(position[:2])
+    sin, cos = np.sin(float(heading)), np.cos(float(heading))
+    along, across = away @ [-sin, cos], away @ [cos, sin]
+    return (abs(along) < size.length / 2) & (abs(across) < size.width / 2)
+
+
+def built_scenario() -> Path:
+    """The folder of the crossing as SMARTS reads it, built where its source has changed."""
+    source = Path(__file__).parent / "scenarios" / "intersection-4lane"
+    if not (source / "build.py").exists():
+        fail(f"there is no {source}: copy the folder scenarios/ to where {SCRIPT}.py is")
+    files = b"".join(path.read_bytes() for path in sorted(source.glob("*.*")))
+    key = hashlib.sha256(files + version("eclipse-sumo").encode()).hexdigest()[:12]
+    cache = Path(os.environ.get("FOLIORL_CACHE", "~/.cache/foliorl")).expanduser()
+    folder = cache / f"intersection-4lane-{key}"
+    if not folder.exists():
+        cache.mkdir(parents=True, exist_ok=True)
+        with tempfile.TemporaryDirectory(dir=cache) as temporary:
+            command = [sys.executable, str(source / "build.py"), f"{temporary}/built"]
+            done = subprocess.run(command, capture_output=True, text=True)
+            if done.returncode:
+                fail(f"{source} cannot be built: {done.stderr}", code=1)
+            with contextlib.suppress(OSError):  # another process was faster
+                Path(temporary, "built").rename(folder)
+    return folder
 
 
 # [/shared]
+# [shared: apart]
+def serve(pipe: Connection, args: Args) -> None:
+    """Run a crossing for another process: answer what it asks for, until it hangs up."""
+    signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C reaches all processes; the run must
+    signal.signal(signal.SIGTERM, signal.SIG_IGN)  # still finish what it is at, to save it
+    env = Crossing(args)
+    pipe.send({name: getattr(env, name) for name in Apart.FACTS})
+    with contextlib.suppress(EOFError, BrokenPipeError):
+        while True:
+            method, *arguments = pipe.recv()
+            pipe.send(getattr(env, method)(*arguments))
+    env.close()
+
+
+class Apart(MultiAgentEnv):
+    """A crossing in a process of its own, started with PYTHONHASHSEED=0.
+
+    Without that, the order in Python's sets, and with it what SMARTS computes, differs from run to
+    run. Two simulators in one process would share random generators.
+    """
+
+    FACTS = "obs_size", "pixels", "action_size", "discrete"
+    names = Crossing.names
+
+    def __init__(self, args: Args) -> None:
+        os.environ["PYTHONHASHSEED"] = "0"  # for processes that begin from now on
+        spawn = multiprocessing.get_context("spawn")
+        self.pipe, theirs = spawn.Pipe()
+        self.process = spawn.Process(target=serve, args=(theirs, args), daemon=True)
+        self.process.start()
+        theirs.close()
+        atexit.register(self.close)
+        for name, value in self.answer().items():
+            setattr(self, name, value)
+
+    def answer(self) -> Any:
+        try:
+            return self.pipe.recv()
+        except EOFError:
+            self.process.join()
+            if self.process.exitcode in (1, 2):
+                raise SystemExit(self.process.exitcode) from None  # it has said why
+            fail(f"the simulator's process ended with exit code {self.process.exitcode}", code=1)
+
+    def call(self, *request: Any) -> Any:
+        self.pipe.send(request)
+        return self.answer()
+
+    def begin(self, seed: int) -> Step:
+        return self.call("reset", seed)
+
+    def send(self, action: np.ndarray) -> None:
+        super().send(action)
+        self.pipe.send(("step", action))
+
+    def receive(self) -> Step:
+        step = self.answer()
+        self.live = step.live
+        return step
+
+    def frame(self) -> np.ndarray:
+        return self.call("frame")
+
+    def metrics(self) -> dict[str, float]:
+        return self.call("metrics")
+
+    def close(self) -> None:
+        self.pipe.close()
+        self.process.join()
+
+
+def make_env(args: Args, film: bool = False, apart: bool = True) -> MultiAgentEnv:
+    """The environment of --env-id; fails if there is none, or its agents' actions differ.
+
+    apart: run SMARTS in a process of its own; without, PYTHONHASHSEED is the caller's to set.
+    """
+    if "/" not in args.env_id:
+        fail(f"--env-id is {args.env_id}; give a package and a name, as mpe2/simple_spread_v3")
+    if not args.env_id.startswith("smarts/"):
+        return PettingZoo(args, film)
+    if args.env_id != "smarts/intersection-4lane-v0":
+        fail(f"there is no {args.env_id}; did you mean smarts/intersection-4lane-v0?")
+    return Apart(args) if apart else Crossing(args)
+
+
+# [/shared]
+# [shared: orthogonal]
+def orthogonal(layer: nn.Conv2d | nn.Linear, gain: float = math.sqrt(2)) -> nn.Module:
+    """The layer, initialised as is usual for on-policy learning; sqrt(2) suits a ReLU behind it."""
+    nn.init.orthogonal_(layer.weight, gain)
+    nn.init.constant_(layer.bias, 0.0)  # type: ignore[arg-type]
+    return layer
+
+
+# [/shared]
+class Body(nn.Module):
+    """Hidden layers: observations [B, O] -> features [B, hidden]; the image has convolutions."""
+
+    def __init__(self, env: MultiAgentEnv, args: Args) -> None:
+        super().__init__()
+        self.pixels = env.pixels
+        layers: list[nn.Module] = []
+        fan_in = env.obs_size - env.pixels
+        if env.pixels:
+            self.eye = nn.Sequential(
+                orthogonal(nn.Conv2d(3, 16, 4, stride=2)),  # [B, 16, 15, 15]
+                nn.ReLU(),
+                orthogonal(nn.Conv2d(16, 32, 3, stride=2)),  # [B, 32, 7, 7]
+                nn.ReLU(),
+                nn.Flatten(),
+                orthogonal(nn.Linear(32 * 7 * 7, 64)),
+                nn.ReLU(),
+            )
+            fan_in += 64
+        for fan_out in args.hidden_sizes:
+            layers += [orthogonal(nn.Linear(fan_in, fan_out)), nn.ReLU()]
+            fan_in = fan_out
+        self.layers, self.size = nn.Sequential(*layers), fan_in
+
+    def forward(self, obs: Tensor) -> Tensor:
+        if self.pixels:
+            image = obs[:, -self.pixels :].view(-1, 3, 32, 32)
+            obs = torch.cat([obs[:, : -self.pixels], self.eye(image)], dim=1)
+        return self.layers(obs)
+
+
+class ActorCritic(nn.Module):
+    """The policy and the value of an agent's own observation, in networks of their own.
+
+    Of discrete actions the policy gives the logits; of continuous ones the mean, and their
+    deviation is learnt, the same for all observations.
+    """
+
+    def __init__(self, env: MultiAgentEnv, args: Args) -> None:
+        super().__init__()
+        self.discrete = env.discrete
+        actor, critic = Body(env, args), Body(env, args)
+        # The small gain makes all actions about equally likely at first.
+        self.policy = nn.Sequential(
+            actor, orthogonal(nn.Linear(actor.size, env.action_size), gain=0.01)
+        )
+        self.value = nn.Sequential(critic, orthogonal(nn.Linear(critic.size, 1), gain=1.0))
+        self.log_std = nn.Parameter(
+            torch.full((env.action_size,), -0.5 if not self.discrete else 0.0)
+        )
+
+    def forward(self, obs: Tensor) -> tuple[Tensor, Tensor]:
+        """Observations [B, O] -> logits or means of the actions [B, A], value [B]."""
+        return self.policy(obs).float(), self.value(obs).float().squeeze(1)
+
+    def sample(self, policy: Tensor) -> Tensor:
+        """Actions drawn from policy [B, A]: [B] integers, or [B, A] numbers."""
+        if self.discrete:
+            return policy.softmax(1).multinomial(1).squeeze(1)
+        return policy + self.log_std.exp() * torch.randn_like(policy)
+
+    def best(self, policy: Tensor) -> Tensor:
+        """The likeliest action of each."""
+        return policy.argmax(1) if self.discrete else policy
+
+    def log_prob(self, policy: Tensor, action: Tensor) -> tuple[Tensor, Tensor]:
+        """The logarithm of the action's probability [B], and the policy's entropy [B]."""
+        if self.discrete:
+            log_probs = policy.log_softmax(1)  # [B, A]
+            chosen = log_probs.gather(1, action.unsqueeze(1)).squeeze(1)
+            return chosen, -(log_probs.exp() * log_probs).sum(1)
+        # Of each dimension: log N(a; μ, σ) = -(a - μ)²/2σ² - log σ - log(2π)/2, and the entropy is
+        # log σ + log(2πe)/2.
+        z = (action - policy) / self.log_std.exp()
+        half = 0.5 * math.log(2 * math.pi)
+        entropy = (self.log_std + half + 0.5).sum().expand(len(policy))
+        return (-0.5 * z.square() - self.log_std - half).sum(1), entropy
+
+
+class Batch(NamedTuple):
+    """What agents lived through, drawn out of a rollout."""
+
+    obs: Tensor  # [B, O]
+    action: Tensor  # [B] or [B, A]
+    log_prob: Tensor  # [B], of the action, when it was taken
+    value: Tensor  # [B], at that time
+    advantage: Tensor  # [B]
+    returns: Tensor  # [B], what the value should have been
+    live: Tensor  # [B], 1 where the agent acted; all else in a row with 0 is to be ignored
+
+
+def live_mean(x: Tensor, live: Tensor) -> Tensor:
+    """The mean of x [B] over the agents that were live."""
+    return (x * live).sum() / live.sum().clamp(min=1)
+
+
+# [shared: advantages]
+def advantages(
+    reward: Tensor,
+    value: Tensor,
+    next_value: Tensor,
+    terminated: Tensor,
+    ended: Tensor,
+    gamma: float,
+    gae_lambda: float,
+) -> Tensor:
+    """Generalised advantage estimation (Schulman et al. 2016, equation 16), all [T, N].
+
+    next_value is the value of the observation that an action led to, and where a game was cut off,
+    of its last one: what would have come still counts. terminated is 1 where nothing more can be
+    earned; ended is 1 there and where a game was cut off, since a new game's rewards are not its.
+    """
+    delta = reward + gamma * (1 - terminated) * next_value - value  # δ = r + γ V(s') - V(s)
+    advantage, later = torch.zeros_like(delta), torch.zeros_like(delta[0])
+    for t in reversed(range(len(delta))):
+        later = delta[t] + gamma * gae_lambda * (1 - ended[t]) * later  # A = δ + γ λ A'
+        advantage[t] = later
+    return advantage
+
+
+# [/shared]
+class Envs:
+    """Environments side by side; the agents of all of them in one row, M = num_envs * N.
+
+    An episode's seed follows from the run's, the environment's number and the episode's.
+    """
+
+    def __init__(self, args: Args) -> None:
+        self.seed = args.seed
+        self.envs = [make_env(args) for _ in range(args.num_envs)]
+        self.num_agents = len(self.envs[0].names)
+        self.episodes = [0] * args.num_envs
+        self.steps = [self.begin(i) for i in range(args.num_envs)]
+
+    def begin(self, i: int) -> Step:
+        """The first step of environment i's next episode."""
+        self.episodes[i] += 1
+        return self.envs[i].reset(episode_seed(self.seed, i, self.episodes[i]))
+
+    def row(self, part: str) -> np.ndarray:
+        """A part of the last step of all environments, [M, ...]."""
+        return np.concatenate([getattr(step, part) for step in self.steps])
+
+    def step(self, action: np.ndarray) -> None:
+        """Act in all environments, [M] or [M, A]."""
+        for env, part in zip(self.envs, np.split(action, len(self.envs))):
+            env.send(part)
+        self.steps = [env.receive() for env in self.envs]
+
+    def reset(self) -> np.ndarray:
+        """Begin anew where an episode is over; returns where that was, [num_envs]."""
+        over = np.array([not step.live.any() for step in self.steps])
+        for i in np.flatnonzero(over).tolist():
+            self.steps[i] = self.begin(i)
+        return over
+
+    def state(self) -> dict[str, Any]:
+        return {"episodes": self.episodes, "envs": [env.state() for env in self.envs]}
+
+    def restore(self, state: dict[str, Any]) -> None:
+        self.episodes = state["episodes"]
+        self.steps = [env.restore(saved) for env, saved in zip(self.envs, state["envs"])]
+
+    def close(self) -> None:
+        for env in self.envs:
+            env.close()
+
+
+class Rollout:
+    """What num_steps steps brought to M agents, in tensors [T, M, ...] made once."""
+
+    def __init__(self, env: MultiAgentEnv, args: Args) -> None:
+        shape, device = (args.num_steps, args.num_envs * len(env.names)), args.device
+        if math.prod(shape) % args.num_minibatches:
+            steps = math.prod(shape)
+            fail(f"--num-minibatches is {args.num_minibatches}, and must divide {steps} steps")
+        self.obs = torch.zeros(*shape, env.obs_size, device=device)
+        kind = torch.int64 if env.discrete else torch.float32
+        size = () if env.discrete else (env.action_size,)
+        self.action = torch.zeros(*shape, *size, dtype=kind, device=device)
+        self.log_prob, self.reward, self.value, self.next_value = (
+            torch.zeros(shape, device=device) for _ in range(4)
+        )
+        self.terminated, self.ended, self.live = (
+            torch.zeros(shape, device=device) for _ in range(3)
+        )
+
+    @torch.no_grad()
+    def collect(self, envs: Envs, act: Callable, args: Args) -> tuple[np.ndarray, ...]:
+        """Play and note num_steps steps; returns the agents' summed reward, and ends, [T, E]."""
+        rewards, over = np.zeros((2, args.num_steps, args.num_envs), np.float32)
+        obs = to_tensor(envs.row("obs"), args.device)
+        action, log_prob, value = act(obs)
+        for t in range(args.num_steps):
+            self.obs[t], self.action[t] = obs, action
+            self.log_prob[t], self.value[t] = log_prob, value
+            self.live[t] = to_tensor(envs.row("live"), args.device)
+
+            envs.step(action.cpu().numpy())
+            reward, terminated, truncated = map(envs.row, ("reward", "terminated", "truncated"))
+            if not np.isfinite(reward).all():
+                fail(f"{args.env_id} gave the reward {reward}", code=1)
+            rewards[t] = reward.reshape(args.num_envs, -1).sum(1)
+            self.reward[t] = args.reward_scale * to_tensor(reward, args.device)
+            self.terminated[t] = to_tensor(terminated, args.device)
+            # Every agent ends at a time of its own; from then on others' rewards are not its.
+            self.ended[t] = to_tensor(terminated | truncated, args.device)
+
+            # Of an agent that is cut off, take the value of the last thing it saw.
+            if truncated.any():
+                last_value = act(to_tensor(envs.row("last_obs"), args.device))[2]
+            over[t] = envs.reset()
+            obs = to_tensor(envs.row("obs"), args.device)
+            action, log_prob, value = act(obs)
+            cut_off = to_tensor(truncated, args.device) > 0
+            self.next_value[t] = torch.where(cut_off, last_value, value) if cut_off.any() else value
+        return rewards, over > 0
+
+    def batch(self, args: Args) -> Batch:
+        """All steps as one batch [T * M], with their advantages."""
+        steps = self.reward, self.value, self.next_value, self.terminated, self.ended
+        advantage = advantages(*steps, args.gamma, args.gae_lambda)
+        returns = advantage + self.value
+        parts = (self.obs, self.action, self.log_prob, self.value, advantage, returns, self.live)
+        return Batch(*(part.flatten(0, 1) for part in parts))
+
+
+# [shared: adam]
+class Adam(nn.Module):
+    """Adam (Kingma & Ba 2015, algorithm 1), in place on the parameters that it is given.
+
+    It computes what torch.optim.Adam does. It is written out so that a whole update compiles to one
+    graph: in there, torch.optim's step would leave the weights as they are (torch 2.13).
+    """
+
+    def __init__(self, params: Iterable[Tensor], learning_rate: float, eps: float = 1e-8) -> None:
+        super().__init__()
+        self.params, self.eps = list(params), eps
+        # A tensor: as a plain number it would be compiled in, and anew at every change.
+        self.learning_rate = nn.Buffer(torch.tensor(learning_rate), persistent=False)
+        self.m = nn.ParameterList(torch.zeros_like(p) for p in self.params).requires_grad_(False)
+        self.v = nn.ParameterList(torch.zeros_like(p) for p in self.params).requires_grad_(False)
+        self.t = nn.Buffer(torch.zeros(()))
+
+    @torch.no_grad()
+    def step(self, grads: Iterable[Tensor], beta1: float = 0.9, beta2: float = 0.999) -> None:
+        self.t.add_(1)
+        for p, g, m, v in zip(self.params, grads, self.m, self.v):
+            m.lerp_(g, 1 - beta1)  # m = β1 m + (1 - β1) g
+            v.mul_(beta2).addcmul_(g, g, value=1 - beta2)  # v = β2 v + (1 - β2) g²
+            m_hat, v_hat = m / (1 - beta1**self.t), v / (1 - beta2**self.t)
+            p.sub_(self.learning_rate * m_hat / (v_hat.sqrt() + self.eps))
+
+
+# [/shared]
+class Agent(nn.Module):
+    """The actor-critic that all agents share, and how it learns."""
+
+    def __init__(self, env: MultiAgentEnv, args: Args) -> None:
+        super().__init__()
+        self.clip_coef, self.clip_value_loss = args.clip_coef, args.clip_value_loss
+        self.entropy_coef, self.value_coef = args.entropy_coef, args.value_coef
+        self.max_grad_norm, self.norm_advantage = args.max_grad_norm, args.norm_advantage
+        self.greedy = args.greedy_eval
+        self.net = ActorCritic(env, args)
+        self.optimizer = Adam(self.net.parameters(), args.learning_rate, eps=1e-5)
+
+    @torch.no_grad()
+    def act(self, obs: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+        """Drawn actions [M] or [M, A], the logarithm of their probability [M], the value [M]."""
+        policy, value = self.net(obs)
+        action = self.net.sample(policy)
+        return action, self.net.log_prob(policy, action)[0], value
+
+    def play(self, obs: Tensor) -> Tensor:
+        """Actions as evaluated: the likeliest, or drawn."""
+        policy, _ = self.net(obs)
+        return self.net.best(policy) if self.greedy else self.net.sample(policy)
+
+    def loss(self, batch: Batch) -> tuple[Tensor, dict[str, Tensor]]:
+        """The paper's equation 9 over the live agents, to be minimised, and what to log."""
+        policy, value = self.net(batch.obs)
+        log_prob, entropies = self.net.log_prob(policy, batch.action)
+        entropy = live_mean(entropies, batch.live)
+        advantage = batch.advantage
+        if self.norm_advantage:
+            away = advantage - live_mean(advantage, batch.live)
+            advantage = away / (live_mean(away.square(), batch.live).sqrt() + 1e-8)
+
+        # L = E min(r A, clip(r, 1 - ε, 1 + ε) A),  r = π(a|s) / π_old(a|s)   (equation 7)
+        log_ratio = log_prob - batch.log_prob
+        ratio = log_ratio.exp()
+        clipped = ratio.clamp(1 - self.clip_coef, 1 + self.clip_coef)
+        gain = torch.min(ratio * advantage, clipped * advantage)
+        policy_loss = -live_mean(gain, batch.live)
+
+        error = (value - batch.returns).square()
+        if self.clip_value_loss:
+            change = (value - batch.value).clamp(-self.clip_coef, self.clip_coef)
+            error = torch.max(error, (batch.value + change - batch.returns).square())
+        value_loss = 0.5 * live_mean(error, batch.live)
+
+        loss = policy_loss - self.entropy_coef * entropy + self.value_coef * value_loss
+        with torch.no_grad():
+            # An estimate of the Kullback-Leibler divergence that is never negative, with less
+            # variance than the mean of -log r (Schulman 2020, joschu.net/blog/kl-approx.html).
+            approx_kl = live_mean(ratio - 1 - log_ratio, batch.live)
+            clip_fraction = live_mean(((ratio - 1).abs() > self.clip_coef).float(), batch.live)
+        return loss, {
+            "policy_loss": policy_loss.detach(),
+            "value_loss": value_loss.detach(),
+            "entropy": entropy.detach(),
+            "approx_kl": approx_kl,
+            "clipfrac": clip_fraction,
+        }
+
+    def update(self, batch: Batch) -> dict[str, Tensor]:
+        """Learn from one minibatch: a step of Adam, on a gradient no longer than max_grad_norm."""
+        loss, log = self.loss(batch)
+        params = list(self.net.parameters())
+        grads = torch.autograd.grad(loss, params, allow_unused=True, materialize_grads=True)
+        norm = torch.stack([grad.square().sum() for grad in grads]).sum().sqrt()
+        scale = (self.max_grad_norm / (norm + 1e-6)).clamp(max=1.0)
+        self.optimizer.step([grad * scale for grad in grads])
+        return log
+
+
+def train(args: Args, checkpoint: dict[str, Any] | None = None) -> Path:
+    """Train, from the start or from a checkpoint, and return the run folder."""
+    start_torch(args)
+    envs = Envs(args)
+    eval_env = make_env(args, film=args.capture_video)
+    agent = Agent(eval_env, args).to(args.device)
+    rollout, run = Rollout(eval_env, args), Progress()
+    if checkpoint:
+        run = restore(checkpoint, agent, envs)
+    run_dir = open_run(args)
+    logger = AgentsLogger(args, run_dir, run.env_step, run.seconds)
+    if checkpoint:
+        logger.returns, logger.lengths = map(np.array, checkpoint["unfinished"])
+    act, update = compiled(agent.act, args), compiled(agent.update, args)
+    interrupt, saved_at, finished = Interrupt(), run.env_step, False
+
+    while not finished:
+        # Anneal
+        start = run.env_step
+        share_left = 1 - start / args.total_timesteps if args.anneal_lr else 1.0
+        agent.optimizer.learning_rate.fill_(args.learning_rate * share_left)
+
+        # Play
+        rewards, over = rollout.collect(envs, act, args)
+        run.env_step += args.num_steps * args.num_envs
+
+        # Learn: several passes over the rollout, in minibatches shuffled anew for each
+        data, logs = rollout.batch(args), []
+        for _ in range(args.update_epochs):
+            for index in torch.randperm(len(data.live)).chunk(args.num_minibatches):
+                logs.append(update(Batch(*(part[index.to(part.device)] for part in data))))
+                run.updates += 1
+            if args.target_kl and logs[-1]["approx_kl"] > args.target_kl:
+                break
+
+        # Log
+        finished = run.env_step >= args.total_timesteps
+        for t in range(args.num_steps):
+            logger.step(start + (t + 1) * args.num_envs, rewards[t], over[t])
+        losses = {name: torch.stack([log[name] for log in logs]).mean() for name in logs[0]}
+        alive = data.live > 0
+        unexplained = (data.returns - data.value)[alive].var() / data.returns[alive].var()
+        logger.losses(run.env_step, losses | {"explained_variance": 1 - unexplained})
+
+        # Evaluate
+        due = run.env_step // args.eval_interval > start // args.eval_interval
+        if finished or due:
+            result = evaluate(agent.play, eval_env, args, run.env_step, run_dir / "videos")
+            logger.evaluation(run.env_step, result)
+            run.evaluations.append(result["mean_return"])
+            if result["mean_return"] > run.best_return:
+                run.best_return = result["mean_return"]
+                save_checkpoint(run_dir / "best.pt", args, run, {"agent": agent.state_dict()})
+            if args.stop_at_return is not None:
+                last = run.evaluations[-3:]
+                finished |= len(last) == 3 and min(last) >= args.stop_at_return
+
+        # Save
+        if finished or interrupt.number or run.env_step - saved_at >= args.save_interval:
+            saved_at, run.seconds = run.env_step, logger.seconds()
+            everything = whole_state(agent, envs)
+            everything["unfinished"] = [logger.returns.tolist(), logger.lengths.tolist()]
+            save_checkpoint(run_dir / "checkpoint.pt", args, run, everything)
+            if interrupt.number:
+                break
+
+    logger.close()
+    envs.close()
+    eval_env.close()
+    interrupt.end(run, run_dir, finished)
+    return run_dir
+
+
+# [shared: agents evaluation]
+@torch.no_grad()
+def evaluate(
+    policy: Callable[[Tensor], Tensor],
+    env: MultiAgentEnv,
+    args: Args,
+    env_step: int,
+    video_dir: Path,
+) -> dict[str, Any]:
+    """Play whole episodes with policy ([N, O] -> [N] or [N, A]); returns evaluations.csv's columns.
+
+    An episode's return is the sum of its agents' returns; agent_returns are the means of each.
+    Episodes and draws follow from the step, and from no generator of the training, so that a
+    resumed run is evaluated like one that was never interrupted.
+    """
+    returns, lengths, metrics, frames = [], [], [], []
+    with torch.random.fork_rng(devices=range(torch.cuda.device_count())):
+        torch.manual_seed(args.seed + env_step)
+        for episode in range(args.eval_episodes):
+            step = env.reset(episode_seed(args.seed, 10_000, env_step, episode))
+            episodic_return, length = np.zeros(len(env.names)), 0
+            while step.live.any():
+                if args.capture_video and episode == 0:
+                    frames.append(env.frame())
+                step = env.step(policy(to_tensor(step.obs, args.device)).cpu().numpy())
+                episodic_return, length = episodic_return + step.reward, length + 1
+            returns.append(episodic_return)
+            lengths.append(length)
+            metrics.append(env.metrics())
+    if frames:
+        prefix = f"step-{env_step}"
+        save_video(frames, str(video_dir), lambda _: True, fps=env.fps, name_prefix=prefix)
+    sums, rates = np.sum(returns, axis=1), {}
+    for name in METRICS:  # SMARTS has these; seconds are not a number where nobody arrived
+        values = [values[name] for values in metrics if not math.isnan(values.get(name, math.nan))]
+        rates[name] = float(np.mean(values)) if values else ""
+    return rates | {
+        "mean_return": float(sums.mean()),
+        "std_return": float(sums.std()),
+        "min_return": float(sums.min()),
+        "max_return": float(sums.max()),
+        "mean_length": float(np.mean(lengths)),
+        "episodes": len(sums),
+        "agent_returns": " ".join(f"{value:.2f}" for value in np.mean(returns, axis=0)),
+    }
+
+
+METRICS = "completion_rate", "collision_rate", "off_road_rate", "seconds_to_cross"
+
+
+def summary(result: dict[str, Any]) -> str:
+    """A line about what evaluate returned."""
+    text = (
+        "return {mean_return:.1f} ± {std_return:.1f} over {episodes:.0f} episodes, from "
+        "{min_return:.1f} to {max_return:.1f}; mean length {mean_length:.0f}; of each agent "
+        "{agent_returns}"
+    ).format(**result)
+    rates = [f"{name} {result[name]:.3f}" for name in METRICS if result[name] != ""]
+    return "; ".join([text, *rates])
+
+
+# [/shared]
+# From here on housekeeping: the log, checkpoints, flags. Nothing below is particular to PPO.
+
+
+# [shared: logger]
+class Logger:
+    """A run folder's episodes.csv, evaluations.csv and TensorBoard events; the progress bar."""
+
+    COLUMNS = {
+        "episodes": "env_step,episodic_return,episodic_length,seconds",
+        "evaluations": "env_step,seconds,mean_return,std_return,min_return,max_return,mean_length,"
+        "episodes",
+    }
+
+    def __init__(self, args: Args, run_dir: Path, env_step: int, seconds: float) -> None:
+        self.started, self.seconds_before = (env_step, time.time()), seconds
+        self.files = {name: self.open_csv(run_dir, name, env_step) for name in self.COLUMNS}
+        if args.track:
+            self.start_wandb(args, run_dir)  # before TensorBoard's writer, which it listens to
+        self.tensorboard = SummaryWriter(str(run_dir), purge_step=env_step)
+        hide = None if args.progress else True  # None hides it where there is no terminal
+        total = args.total_timesteps
+        self.bar = tqdm(total=total, initial=env_step, unit=" steps", disable=hide)
+        self.returns = np.zeros(args.num_envs)
+        self.lengths = np.zeros(args.num_envs, dtype=int)
+        self.next_losses = env_step
+
+    def open_csv(self, run_dir: Path, name: str, env_step: int) -> TextIO:
+        """Open to append, cut back to env_step: a resumed run forgets what its checkpoint lacks."""
+        path, size = run_dir / f"{name}.csv", 0
+        for row in path.read_text().splitlines(keepends=True) if path.exists() else []:
+            step = row.split(",")[0]
+            if not row.endswith("\n") or (step.isdigit() and int(step) > env_step):
+                break
+            size += len(row)
+        file = path.open("a", buffering=1)  # a row reaches the disk when it is complete
+        file.truncate(size)
+        if size == 0:
+            file.write(self.COLUMNS[name] + "\n")
+        return file
+
+    def start_wandb(self, args: Args, run_dir: Path) -> None:
+        try:
+            import wandb
+        except ImportError:
+            fail("--track needs the package wandb: pip install wandb")
+        wandb.init(
+            project=args.wandb_project_name,
+            entity=args.wandb_entity,
+            id=run_dir.name,  # the same in a resumed run, so that it goes on with its curves
+            resume="allow",
+            dir=run_dir,
+            config=dataclasses.asdict(args),
+            sync_tensorboard=True,
+        )
+
+    def seconds(self) -> float:
+        """Time in training, over all the parts of a resumed run."""
+        return self.seconds_before + time.time() - self.started[1]
+
+    def row(self, name: str, env_step: int, values: dict[str, Any]) -> None:
+        """Append a row to episodes.csv or evaluations.csv."""
+        values = {**values, "env_step": env_step, "seconds": round(self.seconds(), 2)}
+        columns = self.COLUMNS[name].split(",")
+        self.files[name].write(",".join(str(values[column]) for column in columns) + "\n")
+
+    def step(self, env_step: int, reward: np.ndarray, ended: np.ndarray) -> None:
+        """Count a step of all environments, and log the episodes that it ended."""
+        self.bar.update(len(reward))
+        self.returns += reward
+        self.lengths += 1
+        for i in np.flatnonzero(ended):
+            episode = {"episodic_return": self.returns[i], "episodic_length": self.lengths[i]}
+            self.row("episodes", env_step, episode)
+            for tag, value in episode.items():
+                self.tensorboard.add_scalar(f"charts/{tag}", value, env_step)
+            self.bar.set_postfix_str(f"return {self.returns[i]:.1f}", refresh=False)
+            self.returns[i], self.lengths[i] = 0.0, 0
+
+    def losses(self, env_step: int, losses: dict[str, Tensor]) -> None:
+        """Fail if a loss is not finite; log the losses and the speed every thousand steps."""
+        for name, loss in losses.items():
+            if not math.isfinite(loss):
+                fail(f"{name} is {loss:g} at step {env_step}; the last checkpoint is kept", code=1)
+        if env_step < self.next_losses:
+            return
+        self.next_losses = env_step + 1_000
+        for name, loss in losses.items():
+            self.tensorboard.add_scalar(f"losses/{name}", float(loss), env_step)
+        first_step, start = self.started
+        sps = (env_step - first_step) / (time.time() - start)
+        self.tensorboard.add_scalar("charts/SPS", sps, env_step)
+
+    def evaluation(self, env_step: int, result: dict[str, float]) -> None:
+        self.row("evaluations", env_step, result)
+        for name in ("return", "length"):
+            self.tensorboard.add_scalar(f"eval/episodic_{name}", result[f"mean_{name}"], env_step)
+        mean, std = result["mean_return"], result["std_return"]
+        self.bar.write(
+            f"step {env_step}, {self.seconds():.0f} s: evaluation {mean:.1f} ± {std:.1f}"
+        )
+
+    def close(self) -> None:
+        self.bar.close()
+        self.tensorboard.close()
+        for file in self.files.values():
+            file.close()
+
+
+# [/shared]
+# [shared: agents logger]
+class AgentsLogger(Logger):
+    """A log whose evaluations.csv has the agents' own returns, and SMARTS's rates."""
+
+    COLUMNS = Logger.COLUMNS | {
+        "evaluations": ",".join([Logger.COLUMNS["evaluations"], "agent_returns", *METRICS])
+    }
+
+
+# [/shared]
+# [shared: checkpoint]
+@dataclass
+class Progress:
+    """The counters of a run."""
+
+    env_step: int = 0
+    updates: int = 0
+    seconds: float = 0.0
+    best_return: float = -math.inf
+    evaluations: list[float] = dataclasses.field(default_factory=list)  # mean returns
+
+
+def save_checkpoint(path: Path, args: Args, run: Progress, state: dict[str, Any]) -> None:
+    """Write beside path, then rename: a kill at any instant leaves the old file or the new one."""
+    settings = dataclasses.asdict(args) | {"resume": None, "evaluate": None, "run_dir": None}
+    temporary = path.with_suffix(".tmp")
+    try:
+        with temporary.open("wb") as file:
+            torch.save({"script": SCRIPT, "args": settings, "run": vars(run), **state}, file)
+            os.fsync(file.fileno())
+        temporary.replace(path)
+    except (OSError, RuntimeError) as error:  # RuntimeError is what torch makes of a full disk
+        temporary.unlink(missing_ok=True)
+        fail(f"cannot write {path} ({error}); the checkpoint before it is kept", code=1)
+
+
+def load_checkpoint(path: Path) -> dict[str, Any]:
+    """Read what save_checkpoint wrote. weights_only: a file from a stranger runs no code."""
+    if not path.is_file():
+        fail(f"there is no {path}; give a run folder that holds one, such as runs/Pendulum-v1__...")
+    try:
+        checkpoint = torch.load(path, map_location="cpu", weights_only=True)
+        script = checkpoint["script"]
+    except Exception as error:  # what a damaged or malicious file raises is open-ended
+        reason = str(error).split("\n")[0]
+        fail(f"{path} is damaged or not a checkpoint, and nothing in it was run ({reason})")
+    if script != SCRIPT:
+        fail(f"{path} was written by {script}.py, and only that script can use it")
+    return checkpoint
+
+
+# [/shared]
+def whole_state(agent: nn.Module, envs: Envs) -> dict[str, Any]:
+    """What a run is between two rollouts: network, optimizer, generators, the episodes so far."""
+    rng = [torch.get_rng_state(), *torch.cuda.get_rng_state_all()]
+    return {"agent": agent.state_dict(), "envs": envs.state(), "torch_rng": rng}
+
+
+def restore(checkpoint: dict[str, Any], agent: nn.Module, envs: Envs) -> Progress:
+    """Put back what whole_state took, and return the run's counters."""
+    agent.load_state_dict(checkpoint["agent"])
+    envs.restore(checkpoint["envs"])
+    torch.set_rng_state(checkpoint["torch_rng"][0])
+    for i, state in enumerate(checkpoint["torch_rng"][1 : 1 + torch.cuda.device_count()]):
+        torch.cuda.set_rng_state(state, i)
+    return Progress(**checkpoint["run"])
+
+
+# [shared: interrupt]
+class Interrupt:
+    """Notes Ctrl-C or SIGTERM, for the run to save and end; a second one ends it at once."""
+
+    def __init__(self) -> None:
+        self.number = 0
+        signal.signal(signal.SIGINT, self.note)
+        signal.signal(signal.SIGTERM, self.note)
+
+    def note(self, number: int, frame: Any) -> None:
+        self.number = number
+        signal.signal(number, signal.SIG_DFL)
+        print(f"\n{SCRIPT}: saving as soon as it can; again to end at once", file=sys.stderr)
+
+    def end(self, run: Progress, run_dir: Path, finished: bool) -> None:
+        """Say that the run is done; or how to go on with it, and exit as the signal does."""
+        if finished:
+            print(f"done: {run_dir}")
+        else:
+            print(f"saved step {run.env_step}; go on with: python {sys.argv[0]} --resume {run_dir}")
+            raise SystemExit(128 + self.number)
+
+
+# [/shared]
+# [shared: torch]
+def start_torch(args: Args) -> None:
+    """Seed, choose the device, and let float32 products run on the fastest path."""
+    torch.manual_seed(args.seed)
+    if args.device == "cuda" and not torch.cuda.is_available():
+        fail("--device is cuda, and PyTorch finds no GPU here; use --device cpu")
+    if args.device == "auto":
+        args.device = "cuda" if torch.cuda.is_available() else "cpu"
+    torch.backends.cudnn.deterministic = args.torch_deterministic
+    # On a CPU this takes oneDNN in place of MKL: products in half the time, in float32 unless the
+    # CPU multiplies bfloat16 matrices in hardware. On a GPU it means TF32 or bfloat16.
+    torch.set_float32_matmul_precision("medium")
+
+
+def compiled(function: Callable, args: Args) -> Callable:
+    """The function in one compiled graph; plain with --no-compile or without a C++ compiler."""
+    if args.bfloat16:  # no cache of cast weights: they change in the middle of an update
+        function = torch.autocast(args.device, torch.bfloat16, cache_enabled=False)(function)
+    if not args.compile:
+        return function
+    if args.device == "cpu" and not (shutil.which("g++") or shutil.which("clang++")):
+        print(f"{SCRIPT}: no C++ compiler is found, so updates run uncompiled, a third slower")
+        return function
+    torch._dynamo.config.trace_autograd_ops = True  # lets the graph hold torch.autograd.grad
+    return torch.compile(function, fullgraph=True)
+
+
+def to_tensor(array: np.ndarray, device: str) -> Tensor:
+    return torch.as_tensor(array, dtype=torch.float32, device=device)
+
+
+# [/shared]
+# What a flag may be, and which flags a resumed run may not change.
+AT_LEAST_1 = """total_timesteps num_envs num_steps num_minibatches update_epochs eval_interval
+    eval_episodes save_interval horizon hidden_sizes"""
+AT_LEAST_0 = """seed learning_rate reward_scale clip_coef entropy_coef value_coef max_grad_norm"""
+FROM_0_TO_1 = "gamma gae_lambda"
+FIXED = """env_id seed num_envs num_steps action_type traffic turn image horizon hidden_sizes"""
+FLOORS = "untrained", "random", "keep-lane"  # policies that need no checkpoint
+
+
+# [shared: bad input]
+def fail(message: str, code: int = 2) -> NoReturn:
+    """End the program with one sentence and an exit code: 2 for bad input, 1 for a fault."""
+    print(f"{SCRIPT}: {message}", file=sys.stderr)
+    raise SystemExit(code)
+
+
+def check_args(args: Args) -> None:
+    """Fail if a flag is out of its range."""
+    ranges = (AT_LEAST_1, 1, math.inf), (AT_LEAST_0, 0, math.inf), (FROM_0_TO_1, 0, 1)
+    for names, low, high in ranges:
+        for name in names.split():
+            for value in np.atleast_1d(getattr(args, name)).tolist():
+                if not low <= value <= high:
+                    flag = name.replace("_", "-")
+                    fail(f"--{flag} is {value}, and must lie between {low} and {high}")
+
+
+# [/shared]
+# [shared: run folder]
+def open_run(args: Args) -> Path:
+    """Make the run folder, or take the one to resume, and write args.json there."""
+    name = f"{args.env_id}__{args.exp_name}__{args.seed}__{int(time.time())}".replace("/", "-")
+    run_dir = args.resume or args.run_dir or Path("runs") / name
+    if not args.resume and (run_dir / "checkpoint.pt").exists():
+        fail(f"{run_dir} holds a run: go on with --resume {run_dir}, or take another --run-dir")
+    run_dir.mkdir(parents=True, exist_ok=True)
+    (run_dir / "args.json").write_text(json.dumps(dataclasses.asdict(args), default=str, indent=2))
+    return run_dir
+
+
+# [/shared]
+def play(args: Args, checkpoint: dict[str, Any] | None, path: Path | None) -> None:
+    """Print what the policy that --evaluate names returns over whole episodes."""
+    start_torch(args)
+    if args.evaluate == "keep-lane" and not args.env_id.startswith("smarts/"):
+        fail(f"--evaluate keep-lane drives a car, and {args.env_id} has none; take random")
+    env = make_env(args, film=args.capture_video)
+    agent = Agent(env, args).to(args.device)
+    policy: Callable[[Tensor], Tensor] = agent.play
+    if args.evaluate in FLOORS[1:]:
+        policy = floor(str(args.evaluate), env)
+    env_step, videos = 0, Path("videos")
+    if checkpoint and path:
+        agent.load_state_dict(checkpoint["agent"])
+        env_step, videos = checkpoint["run"]["env_step"], path.parent / "videos"
+    result = evaluate(policy, env, args, env_step, videos)
+    env.close()
+    print(summary(result))
+
+
+# [shared: agents main]
+def floor(name: str, env: MultiAgentEnv) -> Callable[[Tensor], Tensor]:
+    """The policy that acts at random, or the one that only ever keeps its lane."""
+    size = (len(env.names), env.action_size)
+    if name == "keep-lane":
+        if not env.discrete:
+            fail("--evaluate keep-lane needs --action-type lane")
+        return lambda obs: torch.zeros(size[0], dtype=torch.int64)
+    if env.discrete:
+        return lambda obs: torch.randint(size[1], (size[0],))
+    return lambda obs: 2 * torch.rand(size) - 1
+
+
+def main() -> None:
+    """Read the flags; beside --resume and --evaluate, those not given are the run's own."""
+    args, checkpoint, path = tyro.cli(Args), None, None
+    if args.resume:
+        path = args.resume / "checkpoint.pt"
+    elif args.evaluate not in (None, *FLOORS):
+        path = Path(str(args.evaluate))
+        path = path if path.suffix == ".pt" else path / "best.pt"
+    if path:
+        checkpoint = load_checkpoint(path)
+        saved = Args(**checkpoint["args"])
+        args = tyro.cli(Args, default=saved)
+        for name in FIXED.split():
+            if getattr(args, name) != getattr(saved, name):
+                fail(f"{path} has {name} {getattr(saved, name)}, which cannot be changed")
+        if args.resume and checkpoint["run"]["env_step"] >= args.total_timesteps:
+            fail(f"{args.resume} is finished; a larger --total-timesteps makes it go on")
+    check_args(args)
+    try:
+        if args.evaluate:
+            play(args, checkpoint, path)
+        else:
+            train(args, checkpoint)
+    except OSError as error:  # a full disk, a folder that may not be written
+        fail(str(error), code=1)
+
+
+if __name__ == "__main__":
+    main()
+# [/shared]
+
+
+# What this file needs, for "uv run" and "pip install --requirements-from-script" (PEP 723):
+# /// script
+# requires-python = ">=3.10"
+# dependencies = [
+#     "torch==2.13.0",
+#     "gymnasium==1.4.0",
+#     'numpy==2.4.6; python_version >= "3.11"',
+#     'numpy==2.2.6; python_version < "3.11"',
+#     "pygame-ce==2.5.8",
+#     "box2d==2.3.10",
+#     "mujoco==3.17.0",
+#     "dm-control==1.0.50",
+#     "shimmy==2.0.1",
+#     "pybullet==3.2.7",
+#     "pybullet-envs-gymnasium==0.6.0",
+#     "ale-py==0.12.1",
+#     "tyro==1.0.17",
+#     "tensorboard==2.21.0",
+#     "wandb==0.31.0",
+#     "tqdm==4.70.1",
+#     "moviepy==2.2.1",
+#     "smarts==2.0.1",
+#     "eclipse-sumo==1.28.0",
+#     "libsumo==1.28.0",
+#     "rtree==1.4.1",
+#     "shapely==2.2.0",
+#     "trimesh==5.2.0",
+#     'scipy==1.17.1; python_version >= "3.11"',
+#     'scipy==1.15.3; python_version < "3.11"',
+#     "pettingzoo==1.27.0",
+#     "mpe2==1.1.1",
+#     "ray==2.60.0",
+# ]
+# ///

@@ -3,9 +3,9 @@
     python scenarios/intersection-4lane/build.py FOLDER
 
 SUMO's netconvert makes map.net.xml of the three crossing.*.xml files beside this one. The traffic
-is light.rou.xml and dense.rou.xml. ground.npy [H, W] shows the crossing from above, north up, four
-pixels a metre, the origin in its middle: 0 is grass, 1 a road, 2 a line between lanes, 3 the line
-between the directions.
+is light.rou.xml and dense.rou.xml. ground.npy [600, 600] shows the crossing from above, north up,
+four pixels a metre, the origin in its middle: 0 is grass, 1 a road, 2 a line between two lanes of
+one direction, 3 the line between the directions. crossing.py does all this at its first use.
 """
 
 from __future__ import annotations
@@ -18,85 +18,70 @@ from pathlib import Path
 import numpy as np
 
 ARMS = ("north", "east", "south", "west")  # clockwise
-TURNS = {"left": 1, "straight": 2, "right": 3}  # arms to count on, clockwise, to where one leaves
 
 # Vehicles an hour from each arm to each other one, and vehicles that are there from the beginning:
 # an episode lasts some ten seconds, in which a flow alone would bring hardly any.
 TRAFFIC = {"light": (60, 4), "dense": (240, 12)}
-
-HALF, PER_METRE = 75, 4  # the ground is drawn from -75 to 75 m in both directions
+LANE = 3.2  # width of a lane [m], SUMO's own
 
 
 def routes(flow: int, placed: int) -> str:
-    """The traffic in SUMO's own format; all that is drawn at random comes from SUMO's seed."""
-    pairs = [(arm, ARMS[(i + k) % 4]) for k in (2, 1, 3) for i, arm in enumerate(ARMS)]
-    lines = [f'<vType id="car" sigma="0.5" speedFactor="normc(1,0.1,0.7,1.3)" length="{3.68}"/>']
+    """The traffic in SUMO's own format; all that is random in it follows from SUMO's seed."""
+    pairs = [(arm, ARMS[(i + on) % 4]) for on in (2, 1, 3) for i, arm in enumerate(ARMS)]
+    lines = ['<vType id="car" sigma="0.5" speedFactor="normc(1,0.1,0.7,1.3)" length="3.68"/>']
     for begin, end in pairs:
         lines.append(f'<route id="{begin}-{end}" edges="{begin}-in {end}-out"/>')
-    lane, speed = 'departLane="best"', 'departSpeed="max"'
+    common = 'type="car" route="{0}-{1}" departLane="best" departSpeed="max"'
     for begin, end in pairs[:placed]:
-        lines.append(
-            f'<vehicle id="car-{begin}-{end}" type="car" route="{begin}-{end}" depart="0" {lane} '
-            f'departPos="random" {speed}/>'
-        )
+        rest = common.format(begin, end)
+        lines.append(f'<vehicle id="car-{begin}-{end}" depart="0" departPos="random" {rest}/>')
     for begin, end in pairs:
-        lines.append(
-            f'<flow id="car-flow-{begin}-{end}" type="car" route="{begin}-{end}" begin="0" '
-            f'end="3600" probability="{flow / 3600:.5f}" {lane} {speed}/>'
-        )
+        rest = f'end="3600" probability="{flow / 3600:.5f}" {common.format(begin, end)}'
+        lines.append(f'<flow id="car-flow-{begin}-{end}" begin="0" {rest}/>')
     return "<routes>\n    " + "\n    ".join(lines) + "\n</routes>\n"
 
 
-def ground(net: str) -> np.ndarray:
-    """The picture of the ground, from the lanes' shapes and widths in a SUMO network."""
-    axis = np.arange(-HALF, HALF, 1 / PER_METRE) + 0.5 / PER_METRE
+def ground(network: str) -> np.ndarray:
+    """The picture of the ground, from the lanes in a SUMO network."""
+    axis = (np.arange(600) + 0.5) / 4 - 75
     x, y = np.meshgrid(axis, -axis)  # the first row is the northern end
     picture = np.zeros(x.shape, np.uint8)
-    lanes = re.findall(r'<lane id="(:?)[^"]*_(\d+)"[^>]*?length="[^"]*"[^>]*?shape="([^"]*)"', net)
-    nearest = [np.full(x.shape, np.inf) for _ in lanes]
-    for distance, (_, _, shape) in zip(nearest, lanes):
-        points = [tuple(map(float, point.split(",")[:2])) for point in shape.split()]
-        for (x0, y0), (x1, y1) in zip(points, points[1:]):
-            length = np.hypot(x1 - x0, y1 - y0)
-            if length > 0:
-                along = (x - x0) * (x1 - x0) / length + (y - y0) * (y1 - y0) / length
-                across = (x - x0) * (y1 - y0) / length - (y - y0) * (x1 - x0) / length
-                beyond = np.maximum(np.maximum(-along, along - length), 0)
-                np.minimum(distance, np.hypot(across, beyond), out=distance)
-        picture[distance <= WIDTH / 2 + 0.2] = 1
-    arms = [(int(index), distance) for distance, (inner, index, _) in zip(nearest, lanes)]
-    inside = np.min([d for d, (inner, _, _) in zip(nearest, lanes) if inner], axis=0) < WIDTH / 2
-    for value, wanted in (2, {0, 1}), (3, {1}):
-        near = [d for index, d in arms if index in wanted]
-        close = sum((abs(d - WIDTH / 2) < 0.15).astype(int) for d in near)
-        picture[(close >= 2) & ~inside & (picture == 1 if value == 2 else picture > 0)] = value
+    for shape in re.findall(r'<lane [^>]*shape="([^"]*)"', network):
+        points = [complex(*map(float, point.split(",")[:2])) for point in shape.split()]
+        for begin, end in zip(points, points[1:]):
+            # In axes of this piece of the lane: how far along it, and how far beside it.
+            away = (x + 1j * y - begin) * np.exp(-1j * np.angle(end - begin))
+            beyond = away.real - np.clip(away.real, 0, abs(end - begin))
+            picture[np.hypot(beyond, away.imag) < LANE / 2 + 0.2] = 1
+    arm = np.maximum(abs(x), abs(y)) > 14.4  # where the lanes of the arms begin
+    beside = np.minimum(abs(x), abs(y))
+    picture[arm & (abs(beside - LANE) < 0.15)] = 2
+    picture[arm & (beside < 0.15)] = 3
     return picture
 
 
-WIDTH = 3.2  # of a lane, SUMO's own
-
-
 def main() -> None:
+    import sumo  # of the package eclipse-sumo
+
     here, folder = Path(__file__).parent, Path(sys.argv[1])
     folder.mkdir(parents=True, exist_ok=True)
-    import sumo  # the package eclipse-sumo
-
-    parts = [f"--{kind}-files={here}/crossing.{kind[:3]}.xml" for kind in ("node", "edge")]
-    parts = [
+    command = [
+        Path(sumo.SUMO_HOME) / "bin" / "netconvert",
         f"--node-files={here / 'crossing.nod.xml'}",
         f"--edge-files={here / 'crossing.edg.xml'}",
         f"--connection-files={here / 'crossing.con.xml'}",
         f"--output-file={folder / 'map.net.xml'}",
-        "--offset.disable-normalization",  # the origin stays in the middle
+        "--offset.disable-normalization",  # keep the origin in the middle
         "--no-turnarounds",
     ]
-    netconvert = Path(sumo.SUMO_HOME) / "bin" / "netconvert"
-    done = subprocess.run([str(netconvert), *parts], capture_output=True, text=True)
+    done = subprocess.run(list(map(str, command)), capture_output=True, text=True)
     if done.returncode:
         sys.exit(f"netconvert: {done.stderr}")
+    network = re.sub("<!--.*?-->\n*", "", (folder / "map.net.xml").read_text(), flags=re.S)
+    (folder / "map.net.xml").write_text(network)  # without the date and the paths in its comment
     for name, numbers in TRAFFIC.items():
         (folder / f"{name}.rou.xml").write_text(routes(*numbers))
-    np.save(folder / "ground.npy", ground((folder / "map.net.xml").read_text()))
+    np.save(folder / "ground.npy", ground(network))
 
 
 if __name__ == "__main__":

@@ -1,0 +1,327 @@
+"""Four cars, one from each arm of a crossing, in SMARTS 2.0.1 with SUMO's traffic around them.
+
+An environment with PettingZoo's parallel interface, for use without our scripts as well. The agents
+are named for their arms and always begin there, and only where they are to go is drawn for every
+episode. SMARTS is driven directly, since its own gymnasium wrapper changes agents' places between
+episodes, and tells one end of an episode from the other nowhere.
+
+With PYTHONHASHSEED=0 in the environment of the interpreter an episode follows from its seed and its
+actions, to the bit. Without it, the order in Python's sets changes what SMARTS computes.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import hashlib
+import logging
+import math
+import os
+import subprocess
+import sys
+import tempfile
+import warnings
+from importlib.metadata import version
+from pathlib import Path
+from typing import Any
+
+import gymnasium as gym
+import numpy as np
+import smarts.core
+from pettingzoo import ParallelEnv
+from smarts.core import coordinates
+from smarts.core.agent_interface import AgentInterface, NeighborhoodVehicles, Waypoints
+from smarts.core.controllers import ActionSpaceType
+from smarts.core.plan import NavigationMission, PositionalGoal, Start
+from smarts.core.scenario import Scenario
+from smarts.core.smarts import SMARTS
+from smarts.core.sumo_traffic_simulation import SumoTrafficSimulation
+from smarts.core.utils.core_math import vec_to_radians
+from smarts.sstudio.sstypes import TrapEntryTactic
+
+ARMS = ["north", "east", "south", "west"]  # clockwise
+TURNS = {"left": (1, [1]), "straight": (2, [0, 1]), "right": (3, [0])}  # arms on; lanes to do it in
+MANOEUVRES = ["keep_lane", "slow_down", "change_lane_right", "change_lane_left"]
+
+FRAMES, HEADINGS, NEIGHBOURS = 3, 20, 8  # moments in an observation, and what one of them holds
+NUMBERS = 5 + HEADINGS + 4 * NEIGHBOURS
+RADIUS, SPEED = 50.0, 15.0  # how far one sees [m], and how fast one drives [m/s]
+SIDE, METRES = 32, 1.5  # of an image: pixels, and metres in a pixel
+GRASS_TO_LINES = np.array([[86, 122, 80], [92, 92, 96], [190, 190, 190], [222, 186, 70]], np.uint8)
+AGENTS = np.array([[231, 76, 60], [52, 152, 219], [241, 196, 15], [155, 89, 182]], np.uint8)
+
+
+class SumoTraffic(SumoTrafficSimulation):
+    """SUMO without a flag with which SUMO 1.28 crashes after some thousand steps."""
+
+    def _base_sumo_load_params(self) -> list[str]:
+        flags = super()._base_sumo_load_params()
+        return [flag for flag in flags if not flag.startswith("--lanechange.duration")]
+
+
+class Crossing(ParallelEnv):
+    """The environment. Reaching the goal, a collision, and leaving road or route end a task.
+
+    continuous: act by [throttle (or brake, below 0), steering to the right], both in [-1, 1], in
+    place of one of the four MANOEUVRES. traffic: none, light or dense. turn: left, straight, right,
+    or any, drawn for every agent and episode. image: see the surroundings from above as well.
+    horizon: steps of 0.1 s after which an episode is truncated. rewards: of a collision, of leaving
+    the road, of arriving, of a metre nearer to the goal, and of a metre driven.
+    """
+
+    metadata = {"name": "intersection-4lane", "render_modes": ["rgb_array"], "render_fps": 10}
+    render_mode = "rgb_array"
+
+    def __init__(
+        self,
+        continuous: bool = False,
+        traffic: str = "light",
+        turn: str = "any",
+        image: bool = False,
+        horizon: int = 400,
+        rewards: tuple[float, ...] = (-50.0, -50.0, 20.0, 0.1, 0.05),
+    ) -> None:
+        logging.disable(logging.WARNING)  # SMARTS and SUMO warn of what is meant to be
+        warnings.filterwarnings("ignore", module="smarts")
+        self.continuous, self.traffic, self.turn = continuous, traffic, turn
+        self.image, self.horizon, self.rewards = image, horizon, rewards
+        self.pixels = FRAMES * SIDE**2 if image else 0  # they come last in an observation
+        self.possible_agents, self.agents = list(ARMS), list[str]()
+        size = (FRAMES * NUMBERS + self.pixels,)
+        obs_space = gym.spaces.Box(-np.inf, np.inf, size, np.float32)
+        spaces = gym.spaces.Discrete(len(MANOEUVRES)), gym.spaces.Box(-1, 1, (2,), np.float32)
+        self.observation_spaces = dict.fromkeys(ARMS, obs_space)
+        self.action_spaces = dict.fromkeys(ARMS, spaces[continuous])
+        self.folder = built()
+        self.ground = np.load(self.folder / "ground.npy")  # [600, 600], see build.py
+        self.sim: SMARTS | None = None
+
+    def observation_space(self, agent: str) -> gym.spaces.Space:
+        return self.observation_spaces[agent]
+
+    def action_space(self, agent: str) -> gym.spaces.Space:
+        return self.action_spaces[agent]
+
+    def start_simulator(self) -> None:
+        """A SMARTS with a SUMO of its own, in place of the one before."""
+        self.close()
+        interface = AgentInterface(
+            waypoint_paths=Waypoints(lookahead=HEADINGS),
+            neighborhood_vehicle_states=NeighborhoodVehicles(radius=RADIUS),
+            action=ActionSpaceType.Continuous if self.continuous else ActionSpaceType.Lane,
+        )
+        self.sumo = SumoTraffic(headless=True)
+        self.sim = SMARTS(dict.fromkeys(ARMS, interface), traffic_sims=[self.sumo])
+        self.logs = tempfile.TemporaryDirectory(prefix="crossing-")
+        routes = [] if self.traffic == "none" else [str(self.folder / f"{self.traffic}.rou.xml")]
+        self.scenario = Scenario(str(self.folder), routes, log_dir=self.logs.name)
+        # Otherwise SMARTS leaves two files an episode in the user's home.
+        self.scenario.unique_sumo_log_file = lambda: f"{self.logs.name}/sumo"
+
+    def missions(self, random: np.random.Generator) -> dict[str, NavigationMission]:
+        """Where each agent begins, and where it is to go."""
+        # Enter at once, at 5 m/s, and not by taking over one of SUMO's cars.
+        entry = TrapEntryTactic(0.0, 0.0, exclusion_prefixes=("car",), default_entry_speed=5.0)
+        roads, missions = self.scenario.road_map, {}
+        for arm, name in enumerate(ARMS):
+            turn = self.turn if self.turn != "any" else random.choice(list(TURNS))
+            arms_on, lanes = TURNS[turn]
+            lane, offset = int(random.choice(lanes)), random.uniform(5, 35)
+            come = roads.road_by_id(f"{name}-in").lane_at_index(lane)
+            leave = roads.road_by_id(f"{ARMS[(arm + arms_on) % 4]}-out").lane_at_index(lane)
+            start = come.from_lane_coord(coordinates.RefLinePoint(s=offset))
+            goal = leave.from_lane_coord(coordinates.RefLinePoint(s=40))
+            heading = coordinates.Heading(vec_to_radians(come.vector_at_offset(offset)[:2]))
+            missions[name] = NavigationMission(
+                Start(start.as_np_array[:2], heading), PositionalGoal(goal, 2), entry_tactic=entry
+            )
+        return missions
+
+    def reset(
+        self, seed: int | None = None, options: dict[str, Any] | None = None
+    ) -> tuple[dict[str, np.ndarray], dict[str, dict[str, Any]]]:
+        """Begin an episode; RuntimeError if SMARTS fails to in three attempts."""
+        seed = int(np.random.SeedSequence().generate_state(1)[0]) if seed is None else seed
+        coordinates._numpy_points.clear()  # caches that SMARTS never empties: 20 MB in 1,000 steps
+        coordinates._shapely_points.clear()
+        reason: object = ""
+        for _ in range(3):
+            if self.sim is None or not self.sumo.connected:
+                self.start_simulator()
+            assert self.sim is not None
+            smarts.core.seed(seed)
+            self.scenario._missions = self.missions(np.random.default_rng(seed))
+            try:
+                obs, waited = self.sim.reset(self.scenario), 0
+                # It returns with the first agent's arrival; the others come a little later.
+                while len(obs) < len(ARMS) and waited < 100:
+                    brake = (0.0, 1.0, 0.0) if self.continuous else "slow_down"
+                    obs, waited = self.sim.step(dict.fromkeys(obs, brake))[0], waited + 1
+                if self.sumo.connected and len(obs) == len(ARMS):
+                    break
+                reason = f"{len(obs)} of {len(ARMS)} agents came"
+            except Exception as error:  # SMARTS has many ways to fail, and then destroys itself
+                reason = error
+            self.close()
+        else:
+            raise RuntimeError(f"SMARTS did not begin an episode in three attempts: {reason}")
+        self.agents, self.t, self.last = list(ARMS), 0, dict(obs)
+        self.ends: dict[str, str] = {}
+        self.seconds: dict[str, float] = {}
+        self.stack = {name: np.tile(self.look(obs[name]), (FRAMES, 1)) for name in ARMS}
+        return {name: self.flat(name) for name in ARMS}, {name: {} for name in ARMS}
+
+    def step(self, actions: dict[str, Any]) -> tuple[dict[str, Any], ...]:
+        """Act for 0.1 s; if the simulator dies, all agents are truncated and a line says so."""
+        assert self.sim is not None
+        moves = {name: self.move(actions[name]) for name in self.agents}
+        try:
+            obs = self.sim.step(moves)[0]
+            failure = "" if self.sumo.connected else "SUMO has died"
+        except Exception as error:
+            obs, failure = {}, f"SMARTS has failed ({error})"
+        if failure:  # without SUMO, SMARTS would go on silently, on empty roads
+            print(f"{failure}; the episode is cut off, and a new simulator started", flush=True)
+            self.close()
+            obs = {name: self.last[name] for name in self.agents}
+        self.t += 1
+        acting, rewards, terminated, truncated = self.agents, {}, {}, {}
+        for name in acting:
+            rewards[name], end = self.judge(self.last[name], obs[name])
+            if end and not failure:
+                self.ends[name], self.seconds[name] = end, 0.1 * self.t
+            terminated[name] = name in self.ends
+            truncated[name] = bool(failure) or (self.t >= self.horizon and not terminated[name])
+            self.last[name] = obs[name]
+            self.stack[name] = np.stack([self.look(obs[name]), *self.stack[name][:-1]])
+        self.agents = [name for name in acting if not (terminated[name] or truncated[name])]
+        seen = {name: self.flat(name) for name in acting}
+        return seen, rewards, terminated, truncated, {name: {} for name in acting}
+
+    def move(self, action: Any) -> Any:
+        """An action as SMARTS takes it; (throttle, brake, steering) where it is continuous."""
+        if not self.continuous:
+            return MANOEUVRES[int(action)]
+        pedal, steering = np.clip(action, -1, 1).tolist()
+        return max(pedal, 0.0), max(-pedal, 0.0), steering
+
+    def judge(self, before: Any, after: Any) -> tuple[float, str]:
+        """The reward between two of an agent's observations in SMARTS, and what ended its task."""
+        collision, off_road, arrived, progress, distance = self.rewards
+        goal = after.ego_vehicle_state.mission.goal.position[:2]
+        there, here = (obs.ego_vehicle_state.position[:2] for obs in (before, after))
+        reward = progress * (math.dist(there, goal) - math.dist(here, goal))
+        reward += distance * math.dist(there, here)
+        if after.events.collisions:
+            return reward + collision, "collision"
+        if after.events.off_road or after.events.off_route:
+            return reward + off_road, "off road"
+        return (reward + arrived, "goal") if after.events.reached_goal else (reward, "")
+
+    def metrics(self) -> dict[str, float]:
+        """Of the episode so far: shares of the agents, and how long those took that arrived."""
+        ends, share = list(self.ends.values()), 1 / len(ARMS)
+        arrived = [self.seconds[name] for name, end in self.ends.items() if end == "goal"]
+        return {
+            "completion_rate": share * ends.count("goal"),  # within 2 m of it
+            "collision_rate": share * ends.count("collision"),
+            "off_road_rate": share * ends.count("off road"),
+            "seconds_to_cross": float(np.mean(arrived)) if arrived else math.nan,
+        }
+
+    def flat(self, name: str) -> np.ndarray:
+        """An agent's observation: the last moments, newest first, numbers and then images."""
+        stack = self.stack[name]
+        return np.concatenate([stack[:, :NUMBERS].ravel(), stack[:, NUMBERS:].ravel()])
+
+    def look(self, obs: Any) -> np.ndarray:
+        """What an agent sees at one moment, about between -1 and 1, in axes of its own car.
+
+        [goal forward, goal right, place in the lane, speed, steering, how the lane turns in each of
+        the next HEADINGS metres, of each neighbour distance, relative speed, forward, right].
+        """
+        ego = obs.ego_vehicle_state
+        at, heading = np.array(ego.position[:2]), float(ego.heading)  # 0 is north, anticlockwise
+        forward = np.array([-np.sin(heading), np.cos(heading)])
+        axes = np.array([forward, [forward[1], -forward[0]]])
+        lane = min(obs.waypoint_paths, key=lambda path: path[0].dist_to(ego.position))
+        aside = lane[0].signed_lateral_error(ego.position) / lane[0].lane_width
+        turns = [float(point.relative_heading(ego.heading)) for point in lane[:HEADINGS]]
+        turns += turns[-1:] * (HEADINGS - len(turns))  # near the end of the road
+        goal = axes @ (np.array(ego.mission.goal.position[:2]) - at) / 100
+        near = np.tile([1.0, 0.0, 0.0, 0.0], (NEIGHBOURS, 1))  # nobody: far away
+        others = [(np.array(o.position[:2]) - at, o) for o in obs.neighborhood_vehicle_states]
+        others.sort(key=lambda other: float(other[0] @ other[0]))
+        for row, (offset, other) in zip(near, others):
+            row[:2] = np.linalg.norm(offset) / RADIUS, (other.speed - ego.speed) / SPEED
+            row[2:] = axes @ offset / RADIUS
+        own = [*goal, aside, ego.speed / SPEED, float(ego.steering)]
+        parts: list[Any] = [own, turns, near.ravel()]
+        if self.image:  # forward is up; the road is grey, the others are white
+            metres = (SIDE / 2 - 0.5 - np.arange(SIDE)) * METRES
+            points = at + metres[:, None, None] * axes[0] - metres[None, :, None] * axes[1]
+            row, column = 4 * (75 - points[..., 1]), 4 * (points[..., 0] + 75)
+            ground = np.pad(self.ground, 1)  # grass all around
+            row, column = (np.clip(index, -1, 600).astype(int) + 1 for index in (row, column))
+            picture = 0.3 * (ground[row, column] > 0)
+            for _, other in others:
+                picture[covered(points, other.position, other.heading, other.bounding_box)] = 1.0
+            parts.append(picture.ravel())
+        return np.concatenate(parts).astype(np.float32)
+
+    def render(self) -> np.ndarray:
+        """The crossing from above, [600, 600, 3]; agents and their goals are in colour."""
+        image = GRASS_TO_LINES[self.ground]
+        axis = (np.arange(600) + 0.5) / 4 - 75
+        points = np.stack(np.meshgrid(axis, -axis), axis=-1)
+
+        def paint(position: Any, heading: Any, size: Any, colour: Any) -> None:
+            x, y = int(4 * (position[0] + 75)), int(4 * (75 - position[1]))
+            near = np.s_[max(y - 12, 0) : max(y + 12, 0), max(x - 12, 0) : max(x + 12, 0)]
+            image[near][covered(points[near], position, heading, size)] = colour
+
+        for car in self.sim.vehicle_index.vehicles if self.sim else []:
+            paint(car.position, car.heading, car.chassis.dimensions, 235)
+        for name, colour in zip(ARMS, AGENTS):
+            ego = self.last[name].ego_vehicle_state
+            goal = np.linalg.norm(points - ego.mission.goal.position[:2], axis=-1)
+            image[(goal < 2) & (goal > 1.4)] = colour
+            if name in self.agents:
+                paint(ego.position, ego.heading, ego.bounding_box, colour)
+        return image
+
+    def close(self) -> None:
+        if self.sim is not None:
+            with contextlib.suppress(Exception):  # of one that has died
+                self.sim.destroy()
+            self.sim = None
+            self.logs.cleanup()
+
+
+def covered(points: np.ndarray, position: Any, heading: Any, size: Any) -> np.ndarray:
+    """Which of the points [H, W, 2] lie under a car that stands at position."""
+    away = points - np.array(position[:2])
+    sin, cos = np.sin(float(heading)), np.cos(float(heading))
+    along, across = away @ [-sin, cos], away @ [cos, sin]
+    return (abs(along) < size.length / 2) & (abs(across) < size.width / 2)
+
+
+def built() -> Path:
+    """The folder of the crossing as SMARTS and SUMO read it; it is built where its source is new.
+
+    It lies in FOLIORL_CACHE, or ~/.cache/foliorl. RuntimeError if it cannot be built.
+    """
+    source = Path(__file__).parent
+    files = b"".join(path.read_bytes() for path in sorted(source.glob("*.xml")))
+    files += (source / "build.py").read_bytes() + version("eclipse-sumo").encode()
+    cache = Path(os.environ.get("FOLIORL_CACHE", "~/.cache/foliorl")).expanduser()
+    folder = cache / f"intersection-4lane-{hashlib.sha256(files).hexdigest()[:12]}"
+    if not folder.exists():
+        cache.mkdir(parents=True, exist_ok=True)
+        with tempfile.TemporaryDirectory(dir=cache) as temporary:
+            command = [sys.executable, str(source / "build.py"), f"{temporary}/built"]
+            done = subprocess.run(command, capture_output=True, text=True)
+            if done.returncode:
+                raise RuntimeError(f"the crossing cannot be built: {done.stderr}")
+            with contextlib.suppress(OSError):  # another process was faster
+                Path(temporary, "built").rename(folder)
+    return folder

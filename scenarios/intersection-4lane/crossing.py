@@ -125,7 +125,7 @@ class Crossing(ParallelEnv):
         for arm, name in enumerate(ARMS):
             turn = self.turn if self.turn != "any" else random.choice(list(TURNS))
             arms_on, lanes = TURNS[turn]
-            lane, offset = int(random.choice(lanes)), random.uniform(5, 35)
+            lane, offset = int(random.choice(lanes)), random.uniform(15, 40)
             come = roads.road_by_id(f"{name}-in").lane_at_index(lane)
             leave = roads.road_by_id(f"{ARMS[(arm + arms_on) % 4]}-out").lane_at_index(lane)
             start = come.from_lane_coord(coordinates.RefLinePoint(s=offset))
@@ -136,34 +136,42 @@ class Crossing(ParallelEnv):
             )
         return missions
 
+    def enter(self, seed: int, attempt: int) -> dict[str, Any]:
+        """Bring the agents in; returns what each sees, without those that have crashed by then."""
+        if self.sim is None or not self.sumo.connected:
+            self.start_simulator()
+        assert self.sim is not None
+        smarts.core.seed((seed + attempt) % 2**32)  # NumPy takes no more
+        self.scenario._missions = self.missions(np.random.default_rng([seed, attempt]))
+        obs = self.sim.reset(self.scenario)
+        came, brake = set(obs), (0.0, 1.0, 0.0) if self.continuous else "slow_down"
+        # It returns with the first agent's arrival; the others come a little later, where another
+        # car is in their place. They have ten seconds.
+        for _ in range(100):
+            if not len(obs) == len(came) < len(ARMS):
+                break
+            obs = self.sim.step(dict.fromkeys(obs, brake))[0]
+            came |= set(obs)
+        return obs if self.sumo.connected else {}
+
     def reset(
         self, seed: int | None = None, options: dict[str, Any] | None = None
     ) -> tuple[dict[str, np.ndarray], dict[str, dict[str, Any]]]:
-        """Begin an episode; RuntimeError if SMARTS fails to in three attempts."""
+        """Begin an episode; RuntimeError if SMARTS fails to in ten attempts."""
         seed = int(np.random.SeedSequence().generate_state(1)[0]) if seed is None else seed
         coordinates._numpy_points.clear()  # caches that SMARTS never empties: 20 MB in 1,000 steps
         coordinates._shapely_points.clear()
-        reason: object = ""
-        for _ in range(3):
-            if self.sim is None or not self.sumo.connected:
-                self.start_simulator()
-            assert self.sim is not None
-            smarts.core.seed(seed)
-            self.scenario._missions = self.missions(np.random.default_rng(seed))
+        for attempt in range(10):
+            reason = "not all agents could enter"
             try:
-                obs, waited = self.sim.reset(self.scenario), 0
-                # It returns with the first agent's arrival; the others come a little later.
-                while len(obs) < len(ARMS) and waited < 100:
-                    brake = (0.0, 1.0, 0.0) if self.continuous else "slow_down"
-                    obs, waited = self.sim.step(dict.fromkeys(obs, brake))[0], waited + 1
-                if self.sumo.connected and len(obs) == len(ARMS):
+                obs = self.enter(seed, attempt)
+                if len(obs) == len(ARMS):
                     break
-                reason = f"{len(obs)} of {len(ARMS)} agents came"
             except Exception as error:  # SMARTS has many ways to fail, and then destroys itself
-                reason = error
-            self.close()
+                reason = str(error)
+                self.close()
         else:
-            raise RuntimeError(f"SMARTS did not begin an episode in three attempts: {reason}")
+            raise RuntimeError(f"SMARTS did not begin an episode in ten attempts: {reason}")
         self.agents, self.t, self.last = list(ARMS), 0, dict(obs)
         self.ends: dict[str, str] = {}
         self.seconds: dict[str, float] = {}

@@ -1,4 +1,5 @@
 # make train    set up .venv, then train a hopper; make train ARGS="--env-id AntBulletEnv-v0"
+# make smarts   put what the scripts for several agents need into .venv as well
 # make test     set up .venv with the test tools, then run the tests
 # make lint     ruff and mypy
 # PYTHON=python3.12 make train    with another Python (3.10 or newer)
@@ -9,10 +10,12 @@ ARGS ?=
 VENV := .venv
 BIN := $(VENV)/bin
 
-.PHONY: train test lint clean
+.PHONY: train smarts test lint clean
 
 train: $(VENV)/.installed
 	$(BIN)/python $(SCRIPT) $(ARGS)
+
+smarts: $(VENV)/.installed-smarts
 
 test: $(VENV)/.installed-tests
 	$(BIN)/python -m pytest --numprocesses auto --maxprocesses 4 $(ARGS)
@@ -27,8 +30,12 @@ $(VENV)/.installed: requirements.txt
 	$(BIN)/python -m pip install --quiet --requirement requirements.txt
 	touch $@
 
-$(VENV)/.installed-tests: tests/requirements.txt $(VENV)/.installed
-	$(BIN)/python -m pip install --quiet --requirement tests/requirements.txt --requirement requirements.txt
+$(VENV)/.installed-smarts: requirements-smarts.txt $(VENV)/.installed
+	$(BIN)/python -m pip install --quiet --requirement requirements-smarts.txt --requirement requirements.txt
+	touch $@
+
+$(VENV)/.installed-tests: tests/requirements.txt $(VENV)/.installed-smarts
+	$(BIN)/python -m pip install --quiet --requirement tests/requirements.txt --requirement requirements-smarts.txt --requirement requirements.txt
 	touch $@
 
 clean:

@@ -24,10 +24,11 @@ import torch
 from torch import Tensor
 
 ROOT = Path(__file__).parent.parent
-CONTINUOUS, ATARI = (
-    sorted(path.stem for path in ROOT.glob(f"*_{kind}.py")) for kind in ("continuous", "atari")
+CONTINUOUS, ATARI, SMARTS = (
+    sorted(path.stem for path in ROOT.glob(f"*_{kind}.py"))
+    for kind in ("continuous", "atari", "smarts")
 )
-SCRIPTS = CONTINUOUS + ATARI
+SCRIPTS = CONTINUOUS + ATARI + SMARTS
 sys.path.insert(0, str(ROOT))
 os.environ["PYTHONPATH"] = str(ROOT)  # for the processes that the tests start
 os.environ["CUDA_VISIBLE_DEVICES"] = ""
@@ -35,7 +36,7 @@ os.environ["OMP_NUM_THREADS"] = "1"  # networks this small gain nothing from mor
 os.environ["MUJOCO_GL"] = "off"  # else dm_control warns of a missing display
 torch.set_num_threads(1)
 
-# A run of two seconds, with episodes of 200 steps in Pendulum and of 100 in Pong.
+# A run of two seconds, with episodes of 200 steps in Pendulum, of 100 in Pong, of 25 in MPE.
 COMMON: dict[str, Any] = {"progress": False, "compile": False, "device": "cpu"}
 SMALL: dict[str, dict[str, Any]] = {
     "continuous": COMMON
@@ -62,8 +63,31 @@ SMALL: dict[str, dict[str, Any]] = {
         "eval_episodes": 2,
         "save_interval": 128,
     },
+    "smarts": COMMON
+    | {
+        "env_id": "mpe2/simple_spread_v3",
+        "num_envs": 2,
+        "total_timesteps": 1000,
+        "eval_interval": 300,
+        "eval_episodes": 2,
+        "save_interval": 300,
+    },
     "ppo_atari": {"num_steps": 32, "num_minibatches": 2, "update_epochs": 2},
     "a2c_lstm_atari": {"chunk_size": 32},
+    "maddpg_smarts": {
+        "actor_hidden_sizes": (16,),
+        "critic_hidden_sizes": (16,),
+        "batch_size": 16,
+        "buffer_size": 2000,
+        "learning_starts": 100,
+    },
+    # A rollout is 20 steps, so that most are saved in the middle of episodes.
+    "ppo_smarts": {
+        "hidden_sizes": (16,),
+        "num_steps": 10,
+        "num_minibatches": 2,
+        "update_epochs": 2,
+    },
 }
 
 
@@ -73,7 +97,7 @@ def small(script: ModuleType) -> dict[str, Any]:
 
 
 def kind(script: ModuleType) -> str:
-    """The family a script belongs to: continuous or atari."""
+    """The family a script belongs to: continuous, atari or smarts."""
     return script.__name__.split("_")[-1]
 
 
@@ -85,6 +109,7 @@ def script(request: pytest.FixtureRequest) -> ModuleType:
 
 # For the tests of what only one family does.
 continuous_only = pytest.mark.parametrize("script", CONTINUOUS, indirect=True)
+smarts_only = pytest.mark.parametrize("script", SMARTS, indirect=True)
 atari_only = pytest.mark.parametrize("script", ATARI, indirect=True)
 
 

@@ -22,9 +22,9 @@ from conftest import (
     ATARI,
     ROOT,
     SCRIPTS,
+    SMARTS,
     Probe,
     Run,
-    atari_only,
     continuous_only,
     curves,
     flags,
@@ -77,6 +77,7 @@ def test_a_run_killed_at_random_moments_ends_as_if_it_had_not_been(
     changes = {
         "continuous": {"save_interval": 150, "buffer_size": 200_000, "total_timesteps": 3000},
         "atari": {"save_interval": 64, "eval_interval": 400, "total_timesteps": 1024},
+        "smarts": {"save_interval": 100, "total_timesteps": 3000},
     }[kind(script)]
     whole = script.train(make_args(script, run_dir=tmp_path / "whole", **changes))
     moments, run_dir, kills = random.Random(1), tmp_path / "run", 0
@@ -127,6 +128,11 @@ CASES_OF_ATARI: list[tuple[int, dict[str, Any]]] = [
     # Lives are lost.
     (signal.SIGINT, {"env_id": "ALE/Breakout-v5", "max_episode_frames": 250, "eval_interval": 500}),
 ]
+CASES_OF_SMARTS: list[tuple[int, dict[str, Any]]] = [
+    (signal.SIGTERM, {}),
+    (signal.SIGINT, {"action_type": "continuous", "num_envs": 1}),
+]
+CASES_OF = dict.fromkeys(ATARI, CASES_OF_ATARI) | dict.fromkeys(SMARTS, CASES_OF_SMARTS)
 
 
 @pytest.mark.parametrize(
@@ -134,7 +140,7 @@ CASES_OF_ATARI: list[tuple[int, dict[str, Any]]] = [
     [
         pytest.param(name, number, changes, id=f"{name}-{signal.Signals(number).name}-{changes}")
         for name in SCRIPTS
-        for number, changes in (CASES_OF_ATARI if name in ATARI else CASES)
+        for number, changes in CASES_OF.get(name, CASES)
         if "noise_type" not in changes or "noise_type:" in (ROOT / f"{name}.py").read_text()
     ],
 )
@@ -167,6 +173,8 @@ def test_a_second_signal_ends_the_run_at_once(script: ModuleType, tmp_path: Path
     many: dict[str, dict[str, Any]] = {
         "ppo_atari": {"update_epochs": 100},
         "a2c_lstm_atari": {"chunk_size": 5000, "total_timesteps": 100_000},
+        "maddpg_smarts": {"batch_size": 2000, "update_interval": 1},
+        "ppo_smarts": {"update_epochs": 300},
     }
     changes = many.get(script.__name__, {"updates_per_step": 100}) | {"run_dir": "run"}
     changes |= {"eval_interval": 100}
@@ -277,7 +285,7 @@ def test_numbers_that_are_not_finite_end_the_run_and_are_not_saved(
     assert all(torch.isfinite(number).all() for number in numbers)
 
 
-@atari_only
+@pytest.mark.parametrize("script", [*ATARI, "ppo_smarts"], indirect=True)
 def test_a_loss_that_is_not_finite_ends_the_run_and_is_not_saved(
     script: ModuleType, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:

@@ -645,7 +645,7 @@ class Agent(nn.Module):
             advantage = away / (live_mean(away.square(), batch.live).sqrt() + 1e-8)
 
         # L = E min(r A, clip(r, 1 - ε, 1 + ε) A),  r = π(a|s) / π_old(a|s)   (equation 7)
-        log_ratio = log_prob - batch.log_prob
+        log_ratio = (log_prob - batch.log_prob) * batch.live
         ratio = log_ratio.exp()
         clipped = ratio.clamp(1 - self.clip_coef, 1 + self.clip_coef)
         gain = torch.min(ratio * advantage, clipped * advantage)

@@ -1,0 +1,311 @@
+"""The crossing in the real SMARTS, with SUMO's traffic."""
+
+from __future__ import annotations
+
+import multiprocessing
+import os
+import signal
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
+
+import numpy as np
+import pytest
+from conftest import ROOT, curves, make_args
+from test_house import assert_film
+
+import ppo_smarts as ppo
+
+pytest.importorskip("smarts")
+SOURCE = ROOT / "scenarios" / "intersection-4lane"
+sys.path.insert(0, str(SOURCE))
+import crossing  # noqa: E402
+
+
+@pytest.fixture(scope="module", autouse=True)
+def cache(tmp_path_factory: pytest.TempPathFactory) -> Iterator[None]:
+    """Build into a folder of the tests' own."""
+    before = os.environ.get("FOLIORL_CACHE")
+    os.environ["FOLIORL_CACHE"] = str(tmp_path_factory.mktemp("cache"))
+    yield
+    if before is None:
+        del os.environ["FOLIORL_CACHE"]
+    else:
+        os.environ["FOLIORL_CACHE"] = before
+
+
+@pytest.fixture(scope="module")
+def env(cache: None) -> Iterator[Any]:
+    """A crossing in this process, for what does not depend on the order in sets."""
+    env = crossing.Crossing(image=True, horizon=30)
+    yield env
+    env.close()
+
+
+def args(**changes: Any) -> ppo.Args:
+    return make_args(ppo, env_id="smarts/intersection-4lane-v0", num_envs=1, **changes)
+
+
+# The simulator
+
+
+def test_two_simulators_agree_to_the_bit_and_an_episode_repeats_itself() -> None:
+    envs = [ppo.make_env(args(traffic="dense")) for _ in range(2)]
+    actions = np.random.default_rng(1).integers(4, size=(50, 4))
+
+    def episode(env: ppo.MultiAgentEnv, seed: int) -> list[ppo.Step]:
+        steps = [env.reset(seed)]
+        while steps[-1].live.any() and len(steps) < len(actions):
+            steps.append(env.step(actions[len(steps)]))
+        env.close()
+        return steps
+
+    envs[1].reset(2)  # its SUMO is not as fresh as the other's
+    one, two = (episode(env, 1) for env in envs)
+    assert len(one) == len(two) > 20
+    for mine, other in zip(one, two):
+        assert all(np.array_equal(a, b) for a, b in zip(mine, other))
+
+
+def children(pid: int) -> list[int]:
+    return list(map(int, Path(f"/proc/{pid}/task/{pid}/children").read_text().split()))
+
+
+def test_a_sumo_that_dies_cuts_the_episode_off_and_the_next_one_has_a_new_one(
+    capfd: pytest.CaptureFixture[str],
+) -> None:
+    env: Any = ppo.make_env(args())
+    env.reset(1)
+    for _ in range(3):
+        step = env.step(np.zeros(4, int))
+    assert step.live.all()
+    (sumo,) = children(env.process.pid)
+    assert "sumo" in Path(f"/proc/{sumo}/cmdline").read_text()
+    os.kill(sumo, signal.SIGKILL)
+    step = env.step(np.zeros(4, int))
+    assert step.truncated.all() and not step.terminated.any() and not step.live.any()
+    assert step.last_obs.any(axis=1).all() and not step.reward.any()
+    assert env.metrics()["collision_rate"] == 0
+    said = capfd.readouterr().out
+    assert said == "SUMO has died; the episode is cut off, and a new simulator started\n"
+    step = env.reset(2)
+    for _ in range(3):
+        step = env.step(np.zeros(4, int))
+    assert step.live.all()
+    (new,) = children(env.process.pid)
+    assert new != sumo
+    env.close()
+
+
+def test_a_run_on_the_crossing_repeats_itself_and_is_filmed(tmp_path: Path) -> None:
+    small = {"num_steps": 40, "total_timesteps": 80, "eval_interval": 80, "eval_episodes": 1}
+    runs = [
+        ppo.train(args(horizon=25, run_dir=tmp_path / name, capture_video=name == "b", **small))
+        for name in ("a", "b")
+    ]
+    assert curves(runs[0]) == curves(runs[1])
+    (row,), episodes = curves(runs[0])
+    assert len(episodes) >= 3 and len(row["agent_returns"].split()) == 4
+    assert 0 <= float(row["completion_rate"]) + float(row["collision_rate"]) <= 1
+    (film,) = (tmp_path / "b" / "videos").glob("*.mp4")
+    assert_film(film, int(float(row["mean_length"])))
+
+
+# The environment
+
+
+def test_it_has_pettingzoos_parallel_interface(env: Any) -> None:
+    from pettingzoo.test import parallel_api_test
+
+    parallel_api_test(env, num_cycles=40)
+
+
+def test_agents_begin_in_their_arms_on_lanes_that_lead_to_their_goals(env: Any) -> None:
+    env.reset(seed=1)  # there is a road map only with a scenario
+    where = np.array([[0, 1], [1, 0], [0, -1], [-1, 0]])  # of the arms, clockwise
+    seen = set()
+    for seed in range(30):
+        for arm, mission in enumerate(env.missions(np.random.default_rng(seed)).values()):
+            start, goal = np.array(mission.start.position), np.array(mission.goal.position[:2])
+            assert where[arm] @ start > 30
+            lane_of_start = abs(np.cross(where[arm], start)) > 3.2  # the right one, lane 0, is out
+            to = int(np.argmax(where @ goal))
+            lane_of_goal = abs(np.cross(where[to], goal)) > 3.2
+            turn = (to - arm) % 4
+            seen.add((turn, bool(lane_of_start)))
+            assert lane_of_start == lane_of_goal
+    assert seen == {(1, False), (2, False), (2, True), (3, True)}
+
+
+def test_every_agent_is_cut_off_at_the_horizon_and_none_is_terminated_by_it(env: Any) -> None:
+    env.reset(seed=3)
+    for t in range(30):
+        truncated = env.step(dict.fromkeys(env.agents, 1))[3]  # slow down
+        assert all(late == (t == 29) for late in truncated.values())
+    assert len(truncated) == 4 and not env.agents and env.metrics()["completion_rate"] == 0
+
+
+def test_a_reset_empties_the_caches_that_smarts_only_fills(env: Any) -> None:
+    from smarts.core import coordinates
+
+    poison = coordinates.Point(1e6, 1e6)
+    assert poison.as_np_array is not None and poison.as_shapely is not None
+    assert poison in coordinates._numpy_points and poison in coordinates._shapely_points
+    env.reset(seed=4)
+    assert poison not in coordinates._numpy_points and poison not in coordinates._shapely_points
+
+
+def test_the_flag_that_crashes_sumo_is_dropped(env: Any) -> None:
+    env.reset(seed=4)
+    flags = env.sumo._base_sumo_load_params()
+    assert any(flag.startswith("--seed") for flag in flags)
+    assert not any("lanechange" in flag for flag in flags)
+
+
+# Observations and rewards, by hand
+
+
+def seen(position: Any, heading: float = 0.0, others: Any = (), **events: bool) -> Any:
+    """An observation as SMARTS gives it: a straight lane to the north, a goal at (30, 40)."""
+    position = (*position, 0.0)
+    size = SimpleNamespace(length=4.0, width=2.0)
+    goal = SimpleNamespace(goal=SimpleNamespace(position=(30.0, 40.0, 0.0)))
+    point = SimpleNamespace(
+        dist_to=lambda p: 0.0,
+        signed_lateral_error=lambda p: 0.8,
+        lane_width=3.2,
+        relative_heading=lambda h: -float(h),
+    )
+    names = "collisions", "off_road", "off_route", "reached_goal"
+    cars = [
+        SimpleNamespace(position=(x, y, 0.0), heading=0.0, speed=v, bounding_box=size)
+        for x, y, v in others
+    ]
+    return SimpleNamespace(
+        ego_vehicle_state=SimpleNamespace(
+            position=position, heading=heading, speed=7.5, steering=0.1, mission=goal
+        ),
+        waypoint_paths=[[point] * 3],
+        neighborhood_vehicle_states=cars,
+        events=SimpleNamespace(**dict.fromkeys(names, False) | events),
+    )
+
+
+def test_an_agent_sees_the_world_in_axes_of_its_own_car(env: Any) -> None:
+    east = -np.pi / 2  # headings run anticlockwise from north
+    others = [(10.0, -5.0, 15.0), (3.0, 0.0, 7.5)]
+    look = env.look(seen((0, 0), east, others))[: crossing.NUMBERS]
+    near = look[25:].reshape(8, 4)
+    # The goal, 30 m east and 40 m north, is 30 m ahead and 40 m to the left.
+    assert look[:5] == pytest.approx([0.3, -0.4, 0.25, 0.5, 0.1], abs=1e-6)
+    assert look[5:25] == pytest.approx(np.full(20, np.pi / 2))
+    assert near[0] == pytest.approx([3 / 50, 0, 3 / 50, 0], abs=1e-6)  # the nearest comes first
+    assert near[1] == pytest.approx([125**0.5 / 50, 0.5, 10 / 50, 5 / 50], abs=1e-6)
+    assert near[2:].tolist() == [[1, 0, 0, 0]] * 6
+
+
+def test_the_image_shows_what_is_ahead_above_the_middle(env: Any) -> None:
+    west = np.pi / 2
+    look = env.look(seen((-60, 4.8), west, [(-60 - 9, 4.8, 5.0), (-60, 4.8 + 7.5, 5.0)]))
+    image = look[crossing.NUMBERS :].reshape(32, 32)
+    rows, columns = np.nonzero(image == 1)
+    ahead = columns < 18  # the other is north of it, to its right
+    assert abs(15.5 - rows[ahead].mean() - 6) < 1 and abs(columns[ahead].mean() - 15.5) < 1
+    assert abs(rows[~ahead].mean() - 15.5) < 1.5 and abs(columns[~ahead].mean() - 20.5) < 1
+    road = image[20] > 0  # four lanes of 3.2 m, of which it drives on the right one
+    assert 12.8 / 1.5 - 1 <= road.sum() <= 13.4 / 1.5 + 1
+    left = np.flatnonzero(road)[0]
+    assert left < 10 and not road[20:].any()
+
+
+@pytest.mark.parametrize(
+    ("events", "extra", "end"),
+    [
+        ({}, 0.0, ""),
+        ({"reached_goal": True}, 7.0, "goal"),
+        ({"collisions": True}, -3.0, "collision"),
+        ({"off_road": True}, -5.0, "off road"),
+        ({"off_route": True}, -5.0, "off road"),
+        ({"collisions": True, "off_road": True, "reached_goal": True}, -3.0, "collision"),
+    ],
+)
+def test_the_reward_equals_its_formula(events: Any, extra: float, end: str, env: Any) -> None:
+    env.rewards, before = (-3.0, -5.0, 7.0, 0.5, 0.25), env.rewards
+    # From (0, 0) to (6, 8): 10 m driven, and the goal at (30, 40) from 50 to 40 m away.
+    reward = env.judge(seen((0, 0)), seen((6, 8), **events))
+    # And back: 10 m driven, and the goal 10 m further away.
+    back, _ = env.judge(seen((6, 8)), seen((0, 0)))
+    env.rewards = before
+    assert reward == (pytest.approx(0.5 * 10 + 0.25 * 10 + extra), end)
+    assert back == pytest.approx(-0.5 * 10 + 0.25 * 10)
+
+
+def test_the_flags_of_the_script_reach_the_crossing() -> None:
+    changes = {"collision_reward": -1.0, "off_road_reward": -2.0, "goal_reward": 3.0}
+    changes |= {"progress_reward": 4.0, "distance_reward": 5.0}
+    env: Any = ppo.make_parallel(
+        args(**changes, traffic="dense", turn="left", horizon=7, action_type="continuous"), False
+    )
+    assert env.rewards == (-1, -2, 3, 4, 5)
+    assert (env.traffic, env.turn, env.horizon, env.image) == ("dense", "left", 7, False)
+    assert env.move(np.array([0.5, -1])) == (0.5, 0.0, -1.0)
+    assert env.move(np.array([-2, 0.25])) == (0.0, 1.0, 0.25)
+
+
+def test_the_picture_shows_the_four_agents_and_their_goals(env: Any) -> None:
+    env.turn = "straight"  # no two of them to the same place
+    env.reset(seed=5)
+    env.turn = "any"
+    picture = env.render()
+    assert picture.shape == (600, 600, 3)
+    for name, colour in zip(crossing.ARMS, crossing.AGENTS):
+        rows, columns = np.nonzero((picture == colour).all(axis=2))
+        x, y = (columns + 0.5) / 4 - 75, 75 - (rows + 0.5) / 4
+        ego = env.last[name].ego_vehicle_state
+        for place in ego.position[:2], ego.mission.goal.position[:2]:
+            assert (np.hypot(x - place[0], y - place[1]) < 2.2).sum() > 40
+    car = picture[(picture == 235).all(axis=2)]
+    assert len(car) > 60  # one of SUMO's at least
+
+
+# The build
+
+
+def build(folder: str, cache: str) -> str:
+    os.environ["FOLIORL_CACHE"] = cache
+    sys.path.insert(0, folder)
+    import crossing
+
+    return str(crossing.built())
+
+
+def test_two_processes_that_build_at_once_get_one_whole_folder(tmp_path: Path) -> None:
+    with multiprocessing.get_context("spawn").Pool(2) as pool:
+        folders = set(pool.starmap(build, [(str(SOURCE), str(tmp_path))] * 2))
+    (folder,) = map(Path, folders)
+    assert [path.name for path in tmp_path.iterdir()] == [folder.name]
+    assert {path.name for path in folder.iterdir()} == {
+        "map.net.xml",
+        "light.rou.xml",
+        "dense.rou.xml",
+        "ground.npy",
+    }
+    assert str(tmp_path) not in (folder / "map.net.xml").read_text()
+
+
+def test_a_changed_source_is_built_anew(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    import shutil
+
+    copy = shutil.copytree(SOURCE, tmp_path / "source")
+    monkeypatch.setenv("FOLIORL_CACHE", str(tmp_path / "cache"))
+    monkeypatch.setattr(crossing, "__file__", str(copy / "crossing.py"))
+    before = crossing.built()
+    assert crossing.built() == before
+    edges = copy / "crossing.edg.xml"
+    edges.write_text(edges.read_text().replace('speed="13.89"', 'speed="8.33"'))
+    assert crossing.built() != before
+    (copy / "crossing.nod.xml").write_text("<nodes")
+    with pytest.raises(RuntimeError, match="netconvert"):
+        crossing.built()

@@ -287,8 +287,10 @@ class Apart(MultiAgentEnv):
 
 def serve(pipe: Connection, args: Args, film: bool) -> None:
     """Run an environment for another process: answer what it asks, until it hangs up."""
-    signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C reaches all processes at once, and a
-    signal.signal(signal.SIGTERM, signal.SIG_IGN)  # run must first finish what it is at, and save
+    # Ctrl-C is sent to a whole process group, of which SUMO would die; and a run that is told to
+    # end must first finish what it is at, and save.
+    os.setsid()
+    signal.signal(signal.SIGTERM, signal.SIG_IGN)
     try:
         env = MultiAgentEnv(args, film)
         facts = "names", "discrete", "action_size", "obs_size", "pixels", "fps"
@@ -1177,7 +1179,8 @@ if __name__ == "__main__":
 #     "eclipse-sumo==1.28.0",
 #     "libsumo==1.28.0",
 #     "rtree==1.4.1",
-#     "shapely==2.2.0",
+#     'shapely==2.2.0; python_version >= "3.11"',
+#     'shapely==2.1.2; python_version < "3.11"',
 #     "trimesh==5.2.0",
 #     'scipy==1.17.1; python_version >= "3.11"',
 #     'scipy==1.15.3; python_version < "3.11"',

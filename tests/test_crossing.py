@@ -83,6 +83,8 @@ def test_a_sumo_that_dies_cuts_the_episode_off_and_the_next_one_has_a_new_one(
     assert step.live.all()
     (sumo,) = children(env.process.pid)
     assert "sumo" in Path(f"/proc/{sumo}/cmdline").read_text()
+    assert b"PYTHONHASHSEED=0" in Path(f"/proc/{env.process.pid}/environ").read_bytes()
+    assert os.getpgid(sumo) != os.getpgid(0), "Ctrl-C would end it"
     os.kill(sumo, signal.SIGKILL)
     step = env.step(np.zeros(4, int))
     assert step.truncated.all() and not step.terminated.any() and not step.live.any()
@@ -99,18 +101,22 @@ def test_a_sumo_that_dies_cuts_the_episode_off_and_the_next_one_has_a_new_one(
     env.close()
 
 
-def test_a_run_on_the_crossing_repeats_itself_and_is_filmed(tmp_path: Path) -> None:
-    small = {"num_steps": 40, "total_timesteps": 80, "eval_interval": 80, "eval_episodes": 1}
-    runs = [
-        ppo.train(args(horizon=25, run_dir=tmp_path / name, capture_video=name == "b", **small))
-        for name in ("a", "b")
-    ]
-    assert curves(runs[0]) == curves(runs[1])
-    (row,), episodes = curves(runs[0])
-    assert len(episodes) >= 3 and len(row["agent_returns"].split()) == 4
-    assert 0 <= float(row["completion_rate"]) + float(row["collision_rate"]) <= 1
-    (film,) = (tmp_path / "b" / "videos").glob("*.mp4")
-    assert_film(film, int(float(row["mean_length"])))
+def test_a_run_resumed_in_the_middle_of_an_episode_equals_one_in_one_go(tmp_path: Path) -> None:
+    small = {"horizon": 25, "num_steps": 40, "eval_interval": 40, "eval_episodes": 1}
+    small |= {"anneal_lr": False, "total_timesteps": 80}
+    whole = ppo.train(args(run_dir=tmp_path / "whole", capture_video=True, **small))
+    half = ppo.train(args(run_dir=tmp_path / "half", **small | {"total_timesteps": 40}))
+    checkpoint = ppo.load_checkpoint(half / "checkpoint.pt")
+    assert len(checkpoint["envs"]["envs"][0]["actions"]) > 5
+    ppo.train(args(resume=half, **small), checkpoint)
+    assert curves(half) == curves(whole)
+    evaluations, episodes = curves(whole)
+    assert len(evaluations) == 2 and len(episodes) >= 3
+    for row in evaluations:
+        assert 0 <= float(row["completion_rate"]) + float(row["collision_rate"]) <= 1
+        assert len(row["agent_returns"].split()) == 4
+        film = next((whole / "videos").glob(f"step-{row['env_step']}-*.mp4"))
+        assert_film(film, int(float(row["mean_length"])))
 
 
 # The environment
@@ -265,7 +271,7 @@ def test_the_picture_shows_the_four_agents_and_their_goals(env: Any) -> None:
         x, y = (columns + 0.5) / 4 - 75, 75 - (rows + 0.5) / 4
         ego = env.last[name].ego_vehicle_state
         for place in ego.position[:2], ego.mission.goal.position[:2]:
-            assert (np.hypot(x - place[0], y - place[1]) < 2.2).sum() > 40
+            assert (np.hypot(x - place[0], y - place[1]) < 2.2).sum() > 20
     car = picture[(picture == 235).all(axis=2)]
     assert len(car) > 60  # one of SUMO's at least
 

@@ -163,6 +163,33 @@ def test_a_reset_empties_the_caches_that_smarts_only_fills(env: Any) -> None:
     assert poison not in coordinates._numpy_points and poison not in coordinates._shapely_points
 
 
+def test_an_episode_does_not_begin_with_an_agent_that_crashed_while_the_others_entered(
+    env: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    real, seeds = env.enter, []
+
+    def enter(seed: int, attempt: int) -> dict[str, Any]:
+        seeds.append((seed, attempt))
+        monkeypatch.setattr(env, "judge", lambda a, b: (0.0, "collision" * (attempt < 2)))
+        return real(seed, attempt)
+
+    monkeypatch.setattr(env, "enter", enter)
+    obs, _ = env.reset(seed=6)
+    assert seeds == [(6, 0), (6, 1), (6, 2)] and list(obs) == env.agents == crossing.ARMS
+
+
+def test_an_agent_that_smarts_loses_cuts_the_episode_off(
+    env: Any, monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]
+) -> None:
+    env.reset(seed=6)
+    step = env.sim.step
+    monkeypatch.setattr(env.sim, "step", lambda moves: ({"north": step(moves)[0]["north"]},))
+    _, rewards, terminated, truncated, _ = env.step(dict.fromkeys(env.agents, 1))
+    assert all(truncated.values()) and not any(terminated.values()) and not env.agents
+    assert set(rewards.values()) == {0.0}
+    assert "SMARTS has lost an agent" in capfd.readouterr().out
+
+
 def test_the_flag_that_crashes_sumo_is_dropped(env: Any) -> None:
     env.reset(seed=4)
     flags = env.sumo._base_sumo_load_params()

@@ -152,7 +152,9 @@ class Crossing(ParallelEnv):
                 break
             obs = self.sim.step(dict.fromkeys(obs, brake))[0]
             came |= set(obs)
-        return obs if self.sumo.connected else {}
+        if not self.sumo.connected:
+            return {}
+        return {name: o for name, o in obs.items() if not self.judge(o, o)[1]}
 
     def reset(
         self, seed: int | None = None, options: dict[str, Any] | None = None
@@ -185,6 +187,7 @@ class Crossing(ParallelEnv):
         try:
             obs = self.sim.step(moves)[0]
             failure = "" if self.sumo.connected else "SUMO has died"
+            failure = failure or ("" if set(moves) <= set(obs) else "SMARTS has lost an agent")
         except Exception as error:
             obs, failure = {}, f"SMARTS has failed ({error})"
         if failure:  # without SUMO, SMARTS would go on silently, on empty roads

@@ -1110,6 +1110,9 @@ def play(args: Args, checkpoint: dict[str, Any] | None, path: Path | None) -> No
 
 
 # [shared: agents main]
+WORLD = "traffic", "turn", "horizon"  # what a policy may be evaluated on that has not seen it
+
+
 def floor(name: str, env: MultiAgentEnv) -> Callable[[Tensor], Tensor]:
     """The policy that acts at random, or the one that only ever keeps its lane."""
     size = (len(env.names), env.action_size)
@@ -1135,6 +1138,8 @@ def main() -> None:
         saved = Args(**checkpoint["args"])
         args = tyro.cli(Args, default=saved)
         for name in FIXED.split():
+            if args.evaluate and name in WORLD:
+                continue
             if getattr(args, name) != getattr(saved, name):
                 fail(f"{path} has {name} {getattr(saved, name)}, which cannot be changed")
         if args.resume and checkpoint["run"]["env_step"] >= args.total_timesteps:

@@ -13,7 +13,7 @@ from typing import Any
 
 import numpy as np
 import pytest
-from conftest import ROOT, curves, make_args
+from conftest import ROOT, Run, curves, make_args
 from test_house import assert_film
 
 import ppo_smarts as ppo
@@ -110,6 +110,9 @@ def test_a_run_resumed_in_the_middle_of_an_episode_equals_one_in_one_go(tmp_path
     assert len(checkpoint["envs"]["envs"][0]["actions"]) > 5
     ppo.train(args(resume=half, **small), checkpoint)
     assert curves(half) == curves(whole)
+    words = ["--evaluate", "half", "--traffic", "none", "--eval-episodes", "1"]
+    code, out, err = Run(ppo, words, tmp_path).wait()
+    assert (code, err) == (0, "") and "completion_rate 0.000" in out
     evaluations, episodes = curves(whole)
     assert len(evaluations) == 2 and len(episodes) >= 3
     for row in evaluations:

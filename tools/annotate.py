@@ -233,7 +233,7 @@ CODE = re.compile(
     | (?P<code>(?<![\w-])--[a-z][a-z0-9-]+(\ N\b)?
         | (?<!\w)\[[A-Z*0-9][A-Za-z0-9*,\ .+_()-]*\]
         | \b[A-Za-z_][\w.]*\(\)
-        | \b[a-z]\w*_\w+(\.[a-z]+)?(?!\w)
+        | \b[a-z]\w*_\w\w+(\.[a-z]+)?(?!\w)
         | \b\w+\.(?:py|csv|json|pt|md|sh|txt)\b
         | \bAutoresetMode\.\w+ )""",
     re.X,
@@ -277,7 +277,7 @@ def prose(text: str) -> str:
             shown = []
             for key, *values in entries:
                 if values[0].startswith(("python", "torchrun", "tensorboard")):
-                    value = "<br>".join(f"<code>{html.escape(v, quote=False)}</code>" for v in values)
+                    value = "<br>".join(f'<code class="run">{html.escape(v, quote=False)}</code>' for v in values)
                 else:
                     value = inline(" ".join(values))
                 shown.append(f"<b>{key}</b> {value}" if key else value)
@@ -377,7 +377,11 @@ def listing(
             f'<div class="folio-code highlight"><pre><code data-search-exclude>{code}'
             "</code></pre></div></div>"
         )
-    return f'<div class="folio">{"".join(out)}</div>', anchors
+    choice = (
+        '<label class="folio-choice"><input type="checkbox" id="folio-told"> '
+        "comments and docstrings in the code as well</label>"
+    )
+    return f'{choice}<div class="folio">{"".join(out)}</div>', anchors
 
 
 # Differences

@@ -213,13 +213,31 @@ def table(head: list[str], rows: list[list[str]], css: list[str] | None = None) 
     )
 
 
+def steps_of(score: Score) -> int:
+    return int(score.steps.replace(",", "") or 0)
+
+
+def nearest(theirs: list[Score], here: list[Score]) -> list[Score]:
+    """Of each publisher's figures for our environment, the one at the number of steps nearest ours."""
+    ours = max(steps_of(score) for score in here)
+    peers: dict[tuple[str, str], Score] = {}
+    for score in theirs:
+        if score.env_id != here[0].env_id:
+            continue
+        key = score.what, score.script
+        before = peers.get(key, score)
+        closer = abs(steps_of(score) - ours) <= abs(steps_of(before) - ours)
+        peers[key] = score if closer else before
+    return list(peers.values())
+
+
 def score_table(ours: list[Score], theirs: list[Score], with_script: bool = False) -> str:
     """Our scores, each environment's followed by what others published."""
     rows, css = [], []
     for env_id in dict.fromkeys(score.env_id for score in ours):
         here = [score for score in ours if score.env_id == env_id]
         algorithms = {score.script for score in here}
-        peers = [s for s in theirs if s.env_id == env_id and s.script in algorithms]
+        peers = [s for s in nearest(theirs, here) if s.script in algorithms]
         for score in here + peers:
             link = f"{score.script}.html"
             what = f"<code>{html.escape(score.what)}</code>"
@@ -267,7 +285,7 @@ def result_section(name: str) -> str:
 def figure(folder: str) -> str:
     title = f"Learning curves of {folder}, by environment steps"
     return (
-        f'<figure class="curves"><img src="figures/{folder}.svg" alt="{title}">'
+        f'<figure class="curves"><div><img src="figures/{folder}.svg" alt="{title}"></div>'
         f"<figcaption>{title}. Line: interquartile mean of the seeds; band: 95% interval; "
         f"dotted: published. Runs: <code>benchmark/results/{folder}</code></figcaption></figure>"
     )
@@ -278,7 +296,16 @@ def draw(folder: str) -> bytes:
     """The learning curves of a folder of results, as an SVG."""
     out = io.BytesIO()
     plotter = plot()
-    drawing = plotter.curves(groups(folder), "steps", plotter.published_rows(plotter.PUBLISHED), 0)
+    ours = [score for score in scores() if score.folder == folder]
+    envs = dict.fromkeys(score.env_id for score in ours)
+    peers = [p for env in envs for p in nearest(published(), [s for s in ours if s.env_id == env])]
+    shown = {(peer.env_id, peer.what, peer.steps.replace(",", "")) for peer in peers}
+    rows = [
+        row
+        for row in plotter.published_rows(plotter.PUBLISHED)
+        if (row["env_id"], row["implementation"], row["env_steps"]) in shown
+    ]
+    drawing = plotter.curves(groups(folder), "steps", rows, 0)
     drawing.savefig(out, format="svg", metadata={"Date": None}, transparent=True)
     plotter.plt.close(drawing)
     return out.getvalue()
@@ -453,22 +480,30 @@ def on_page_content(text: str, page: Page, config: MkDocsConfig, files: Files) -
                 tops[-1].children.append(item)
         return tops
 
+    def under(name: str) -> list[AnchorLink]:
+        """The children of the page's entry of that name, to add to."""
+        found = [item for top in page.toc for item in [top, *top.children] if item.id == name]
+        return found[0].children if found else []
+
     def replace(match: re.Match[str]) -> str:
         kind, words = match[1], match[2].split()
         if kind == "code":
             shown, anchors = annotate.listing(
                 script(name), notes_of(name), render, shared_with(name)
             )
-            code = next((i for top in page.toc for i in [top, *top.children] if i.id == "code"), None)
-            if code:
-                code.children += links(anchors)
+            under("code").extend(links(anchors))
             return shown
         if kind == "diff":
             source = (ROOT / "docs" / page.file.src_uri).read_text()
             notes = annotate.read_notes(source)[1]
             prefix = f"{words[0].split('_')[0]}-{words[1].split('_')[0]}-"
             notes = [note for note in notes if note.name.startswith(prefix)]
-            return annotate.difference(script(words[0]), script(words[1]), notes, render)[0]
+            shown, anchors = annotate.difference(script(words[0]), script(words[1]), notes, render)
+            under(prefix.strip("-")).extend(links(anchors))
+            return shown
+        if kind == "studies":
+            paths = sorted((ROOT / "benchmark" / "studies").glob("*.sh"))
+            under("list").extend(AnchorLink(path.stem, path.stem, 3) for path in paths)
         made: dict[str, Callable[[], str]] = {
             "flags": lambda: flag_tables(name),
             "results": lambda: result_section(name),

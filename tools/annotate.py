@@ -433,12 +433,15 @@ def difference(
     for hunk in hunks(a.source, b.source):
         here = [n for n in left if any(n.at in line for line in hunk.a_lines + hunk.b_lines)]
         left = [note for note in left if note not in here]
-        number = hunk.b_first if hunk.b_lines else hunk.a_first
-        place = (b if hunk.b_lines else a).where(number)
+        side, first, count = (b, hunk.b_first, len(hunk.b_lines)) if hunk.b_lines else (
+            a, hunk.a_first, len(hunk.a_lines)
+        )
+        places = (side.where(number) for number in range(first, first + count))
+        place = next(filter(None, places), "")
         parts = [f'<p class="place"><code>{place or "top of the file"}</code></p>']
         for note in here:
             title = note.text.splitlines()[0].removeprefix("### ")
-            anchors.append(Anchor(note.name, re.sub(r"[`$\\]", "", title), 2))
+            anchors.append(Anchor(note.name, re.sub(r"[`$\\]", "", title), 1))
             body = render(note.text.partition("\n")[2])
             heading = render(title).removeprefix("<p>").removesuffix("</p>")
             parts.append(

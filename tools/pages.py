@@ -460,7 +460,7 @@ def on_page_markdown(text: str, page: Page, config: MkDocsConfig, files: Files) 
         included = (ROOT / match[1]).read_text()
         if match[1].endswith("results/README.md"):
             included = re.sub(r"^# .*\n", "", included)
-        return included
+        return included.strip("\n")
 
     text = annotate.read_notes(text)[0]
     return re.sub(r"^<!-- include (\S+) -->$", include, text, flags=re.M)

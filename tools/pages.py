@@ -184,16 +184,31 @@ def published() -> list[Score]:
     return found
 
 
-def speeds() -> list[dict[str, str]]:
-    """The rows of the speed tables: algorithm, contender, steps per CPU second, ratio."""
-    rows = []
+def speeds() -> list[tuple[str, list[str], list[list[str]]]]:
+    """For each environment, its id, and the head and rows of a table of speeds.
+
+    A cell holds steps per CPU second, and in brackets the ratio that speed.py gives.
+    """
+    cells: dict[str, dict[tuple[str, str], str]] = {}
     for path in sorted((RESULTS / "speed").glob("*.md")):
-        for line in path.read_text().splitlines():
-            cells = [cell.strip() for cell in line.strip("|").split("|")]
-            if len(cells) == 6 and cells[0].isupper():
-                names = "algorithm contender cpu wall cpu_ratio ratio".split()
-                rows.append(dict(zip(names, cells)))
-    return rows
+        lines = path.read_text().splitlines()
+        env_id = lines[0].rpartition(" ")[2]
+        for line in lines:
+            row = [cell.strip() for cell in line.strip("|").split("|")]
+            if len(row) == 6 and row[0].isupper():
+                value = f"{row[2].split(' ')[0]} ({row[4]} ×)"
+                cells.setdefault(env_id, {})[row[0], row[1]] = value
+    tables = []
+    for env_id, here in cells.items():
+        order = [name.split("_")[0].upper() for name in scripts()]
+        names = sorted({name for name, _ in here}, key=order.index)
+        contenders = sorted(
+            dict.fromkeys(contender for _, contender in here),
+            key=lambda contender: not contender.startswith("FolioRL"),
+        )
+        rows = [[c, *(here.get((name, c), "") for name in names)] for c in contenders]
+        tables.append((env_id, ["", *names], rows))
+    return tables
 
 
 # Tables
@@ -291,12 +306,12 @@ def figure(folder: str) -> str:
     )
 
 
-@functools.cache
-def draw(folder: str) -> bytes:
-    """The learning curves of a folder of results, as an SVG."""
-    out = io.BytesIO()
-    plotter = plot()
-    ours = [score for score in scores() if score.folder == folder]
+def drawing(folders: list[str]) -> Any:
+    """The learning curves of some folders of results, one panel for each environment."""
+    plotter, together = plot(), {}
+    for folder in folders:
+        together.update(groups(folder))
+    ours = [score for score in scores() if score.folder in folders]
     envs = dict.fromkeys(score.env_id for score in ours)
     peers = [p for env in envs for p in nearest(published(), [s for s in ours if s.env_id == env])]
     shown = {(peer.env_id, peer.what, peer.steps.replace(",", "")) for peer in peers}
@@ -305,21 +320,20 @@ def draw(folder: str) -> bytes:
         for row in plotter.published_rows(plotter.PUBLISHED)
         if (row["env_id"], row["implementation"], row["env_steps"]) in shown
     ]
-    drawing = plotter.curves(groups(folder), "steps", rows, 0)
-    drawing.savefig(out, format="svg", metadata={"Date": None}, transparent=True)
-    plotter.plt.close(drawing)
+    return plotter.curves(together, "steps", rows, 0)
+
+
+@functools.cache
+def draw(folder: str) -> bytes:
+    """The learning curves of a folder of results, as an SVG."""
+    out, figure = io.BytesIO(), drawing([folder])
+    figure.savefig(out, format="svg", metadata={"Date": None}, transparent=True)
+    plot().plt.close(figure)
     return out.getvalue()
 
 
-def speed_table() -> str:
-    """Steps per CPU second of every contender, and their ratio to Stable-Baselines3."""
-    found = speeds()
-    names = list(dict.fromkeys(row["algorithm"] for row in found))
-    first = ["FolioRL", "SBX", "Stable-Baselines3"]
-    all_contenders = dict.fromkeys([*first, *(row["contender"] for row in found)])
-    cells = {(r["algorithm"], r["contender"]): f"{r['cpu']}, {r['cpu_ratio']} ×" for r in found}
-    rows = [[c, *(cells.get((name, c), "") for name in names)] for c in all_contenders]
-    return table(["contender", *names], rows)
+def speed_tables() -> str:
+    return "\n".join(f"<p><code>{env}</code></p>{table(head, rows)}" for env, head, rows in speeds())
 
 
 def script_table() -> str:
@@ -508,7 +522,7 @@ def on_page_content(text: str, page: Page, config: MkDocsConfig, files: Files) -
             "flags": lambda: flag_tables(name),
             "results": lambda: result_section(name),
             "scores": lambda: score_table(scores(), published(), with_script=True),
-            "speed": speed_table,
+            "speed": speed_tables,
             "scripts": script_table,
             "studies": study_list,
             "curves": lambda: figure(words[0]),

@@ -2,6 +2,7 @@
 # make smarts   put what the scripts for several agents need into .venv as well
 # make test     set up .venv with the test tools, then run the tests
 # make lint     ruff and mypy
+# make docs     set up .venv with the site's tools alone, then build the site: open site/index.html
 # PYTHON=python3.12 make train    with another Python (3.10 or newer)
 
 PYTHON ?= python3
@@ -10,7 +11,7 @@ ARGS ?=
 VENV := .venv
 BIN := $(VENV)/bin
 
-.PHONY: train smarts test lint clean
+.PHONY: train smarts test lint docs clean
 
 train: $(VENV)/.installed
 	$(BIN)/python $(SCRIPT) $(ARGS)
@@ -25,6 +26,9 @@ lint: $(VENV)/.installed-tests
 	$(BIN)/ruff format --check .
 	$(BIN)/mypy
 
+docs: $(VENV)/.installed-docs
+	NO_MKDOCS_2_WARNING=1 $(BIN)/mkdocs build --strict
+
 $(VENV)/.installed: requirements.txt
 	$(PYTHON) -m venv $(VENV)
 	$(BIN)/python -m pip install --quiet --requirement requirements.txt
@@ -34,9 +38,14 @@ $(VENV)/.installed-smarts: requirements-smarts.txt $(VENV)/.installed
 	$(BIN)/python -m pip install --quiet --requirement requirements-smarts.txt --requirement requirements.txt
 	touch $@
 
-$(VENV)/.installed-tests: tests/requirements.txt $(VENV)/.installed-smarts
-	$(BIN)/python -m pip install --quiet --requirement tests/requirements.txt --requirement requirements-smarts.txt --requirement requirements.txt
+$(VENV)/.installed-tests: tests/requirements.txt docs/requirements.txt $(VENV)/.installed-smarts
+	$(BIN)/python -m pip install --quiet --requirement tests/requirements.txt --requirement docs/requirements.txt --requirement requirements-smarts.txt --requirement requirements.txt
+	touch $@
+
+$(VENV)/.installed-docs: docs/requirements.txt
+	$(PYTHON) -m venv $(VENV)
+	$(BIN)/python -m pip install --quiet --requirement $<
 	touch $@
 
 clean:
-	rm -rf $(VENV)
+	rm -rf $(VENV) site

@@ -65,14 +65,10 @@ class Row:
 
 
 def read_notes(markdown: str) -> tuple[str, list[Note]]:
-    """A page's text without its notes, and the notes. A note ends at the next, or at <!-- end -->."""
+    """A page's text, and the notes behind it, each of which ends where the next begins."""
     text, *parts = NOTE.split(markdown)
-    notes = []
-    for name, at, body in zip(parts[::3], parts[1::3], parts[2::3]):
-        body, _, rest = body.partition("<!-- end -->")
-        notes.append(Note(name, at, body.strip()))
-        text += rest
-    return text, notes
+    triples = zip(parts[::3], parts[1::3], parts[2::3])
+    return text, [Note(name, at, body.strip()) for name, at, body in triples]
 
 
 class Definition(NamedTuple):
@@ -177,7 +173,9 @@ class Script:
             if above:
                 group = join_comments(above)
             last = item.end_lineno or item.lineno
-            trailing = [self.lines[n - 1].partition("  # ")[2] for n in range(item.lineno, last + 1)]
+            trailing = [
+                self.lines[n - 1].partition("  # ")[2] for n in range(item.lineno, last + 1)
+            ]
             kind, default = ast.unparse(item.annotation), ast.unparse(item.value)
             if isinstance(item.value, ast.Constant | ast.UnaryOp):
                 default = self.source_of(item.value)
@@ -277,7 +275,9 @@ def prose(text: str) -> str:
             shown = []
             for key, *values in entries:
                 if values[0].startswith(("python", "torchrun", "tensorboard")):
-                    value = "<br>".join(f'<code class="run">{html.escape(v, quote=False)}</code>' for v in values)
+                    value = "<br>".join(
+                        f'<code class="run">{html.escape(v, quote=False)}</code>' for v in values
+                    )
                 else:
                     value = inline(" ".join(values))
                 shown.append(f"<b>{key}</b> {value}" if key else value)
@@ -306,6 +306,17 @@ def anchor_link(name: str) -> str:
     return f'<a class="headerlink" href="#{name}" title="Link to here">&para;</a>'
 
 
+def note_html(note: Note, render: Callable[[str], str]) -> tuple[str, str]:
+    """A note as HTML, and its title as plain text; ValueError if it has none."""
+    title = re.match(r"### (.+)\n?", note.text)
+    if not title:
+        raise ValueError(f"the note {note.name} has no title (###)")
+    heading = render(title[1]).removeprefix("<p>").removesuffix("</p>")
+    link, body = anchor_link(note.name), render(note.text[title.end() :])
+    shown = f'<div class="note" id="{note.name}"><h4>{heading}{link}</h4>{body}</div>'
+    return shown, re.sub(r"[`$\\]", "", title[1])
+
+
 def code_lines(script: Script, lines: list[str], first: int, last: int) -> str:
     """Lines as HTML, numbered; what is told as prose, and blank lines at either end, are hidden."""
     told = {n for n in range(first, last + 1) if n in script.hidden}
@@ -317,7 +328,9 @@ def code_lines(script: Script, lines: list[str], first: int, last: int) -> str:
     out = []
     for number in range(first, last + 1):
         css = "line told" if number in told else "line"
-        out.append(f'<span class="{css}" id="L{number}" data-n="{number}">{lines[number - 1]}</span>')
+        out.append(
+            f'<span class="{css}" id="L{number}" data-n="{number}">{lines[number - 1]}</span>'
+        )
     return "".join(out)
 
 
@@ -338,7 +351,9 @@ def listing(
         parts, comments = [], []
         if row.name:
             title = html.escape(row.name)
-            parts.append(f'<h3 id="{title}" class="name"><code>{title}</code>{anchor_link(title)}</h3>')
+            parts.append(
+                f'<h3 id="{title}" class="name"><code>{title}</code>{anchor_link(title)}</h3>'
+            )
             anchors.append(Anchor(row.name, row.name, 1 + ("." in row.name)))
         for kind, text in [*row.prose, ("end", "")]:
             if kind == "comment":
@@ -360,17 +375,12 @@ def listing(
             elif kind == "shared":
                 parts.append(f'<p class="shared">{shared_with(text)}</p>')
         for note in row.notes:
-            title = re.match(r"### (.+)\n", note.text)
-            if not title or note.name in taken:
-                raise ValueError(f"the note {note.name} has no title (###), or its name is taken")
+            if note.name in taken:
+                raise ValueError(f"two notes on one page are named {note.name}")
             taken.add(note.name)
-            plain = re.sub(r"[`$\\]", "", title[1])
-            anchors.append(Anchor(note.name, plain, 3))
-            heading = render(title[1]).removeprefix("<p>").removesuffix("</p>")
-            parts.append(
-                f'<div class="note" id="{note.name}"><h4>{heading}{anchor_link(note.name)}</h4>'
-                f"{render(note.text[title.end() :])}</div>"
-            )
+            shown, title = note_html(note, render)
+            parts.append(shown)
+            anchors.append(Anchor(note.name, title, 3))
         code = code_lines(script, lines, row.first, row.last)
         out.append(
             f'<div class="folio-row"><div class="folio-prose">{"".join(parts)}</div>'
@@ -428,26 +438,25 @@ def difference(
     a: Script, b: Script, notes: list[Note], render: Callable[[str], str]
 ) -> tuple[str, list[Anchor]]:
     """All differences as HTML: those with a note beside it, in order; then the rest, folded."""
-    told, rest, anchors = [], [], []
+    told: list[str] = []
+    rest: list[str] = []
+    anchors = []
     left = list(notes)
     for hunk in hunks(a.source, b.source):
         here = [n for n in left if any(n.at in line for line in hunk.a_lines + hunk.b_lines)]
         left = [note for note in left if note not in here]
-        side, first, count = (b, hunk.b_first, len(hunk.b_lines)) if hunk.b_lines else (
-            a, hunk.a_first, len(hunk.a_lines)
+        side, first, count = (
+            (b, hunk.b_first, len(hunk.b_lines))
+            if hunk.b_lines
+            else (a, hunk.a_first, len(hunk.a_lines))
         )
         places = (side.where(number) for number in range(first, first + count))
         place = next(filter(None, places), "")
         parts = [f'<p class="place"><code>{place or "top of the file"}</code></p>']
         for note in here:
-            title = note.text.splitlines()[0].removeprefix("### ")
-            anchors.append(Anchor(note.name, re.sub(r"[`$\\]", "", title), 1))
-            body = render(note.text.partition("\n")[2])
-            heading = render(title).removeprefix("<p>").removesuffix("</p>")
-            parts.append(
-                f'<div class="note" id="{note.name}"><h4>{heading}{anchor_link(note.name)}</h4>'
-                f"{body}</div>"
-            )
+            shown, title = note_html(note, render)
+            parts.append(shown)
+            anchors.append(Anchor(note.name, title, 1))
         row = (
             f'<div class="folio-row"><div class="folio-prose">{"".join(parts)}</div>'
             f"{hunk_html(a, b, hunk)}</div>"

@@ -1,4 +1,4 @@
-"""MkDocs hooks: what the site shows of the scripts, the studies and the results, made at build time.
+"""MkDocs hooks: what the site shows of scripts, studies and results, made at build time.
 
 A page in docs/ says where: <!-- code -->, <!-- flags -->, <!-- results -->, <!-- diff A B -->,
 <!-- curves FOLDER -->, <!-- scores -->, <!-- speed -->, <!-- scripts -->, <!-- studies -->,
@@ -32,7 +32,7 @@ from mkdocs.structure.toc import AnchorLink
 
 ROOT = Path(__file__).resolve().parent.parent
 RESULTS = ROOT / "benchmark" / "results"
-ORDER = "ddpg td3 sac ppo_atari a2c maddpg ppo_smarts".split()  # of the pages
+ORDER = ["ddpg", "td3", "sac", "ppo_atari", "a2c", "maddpg", "ppo_smarts"]  # of the pages
 
 
 # Mathematics: $...$ and $$...$$ become MathML, which browsers draw by themselves
@@ -220,7 +220,8 @@ def table(head: list[str], rows: list[list[str]], css: list[str] | None = None) 
     lines = ["".join(f"<th>{cell}</th>" for cell in head)]
     lines += ["".join(f"<td>{cell}</td>" for cell in row) for row in rows]
     body = "".join(
-        f"<tr{f' class={kind!r}' if kind else ''}>{line}</tr>" for kind, line in zip(kinds, lines[1:])
+        f"<tr{f' class={kind!r}' if kind else ''}>{line}</tr>"
+        for kind, line in zip(kinds, lines[1:])
     )
     return (
         '<div class="md-typeset__scrollwrap"><div class="md-typeset__table"><table>'
@@ -233,7 +234,7 @@ def steps_of(score: Score) -> int:
 
 
 def nearest(theirs: list[Score], here: list[Score]) -> list[Score]:
-    """Of each publisher's figures for our environment, the one at the number of steps nearest ours."""
+    """Of each publisher's figures for our environment, the one at the most similar length."""
     ours = max(steps_of(score) for score in here)
     peers: dict[tuple[str, str], Score] = {}
     for score in theirs:
@@ -333,7 +334,9 @@ def draw(folder: str) -> bytes:
 
 
 def speed_tables() -> str:
-    return "\n".join(f"<p><code>{env}</code></p>{table(head, rows)}" for env, head, rows in speeds())
+    return "\n".join(
+        f"<p><code>{env}</code></p>{table(head, rows)}" for env, head, rows in speeds()
+    )
 
 
 def script_table() -> str:
@@ -364,7 +367,9 @@ def flag_tables(name: str) -> str:
         title, _, rest = group.partition(". ")
         title, _, more = title.rstrip(".").partition(": " if ": " in title else ", ")
         about = ". ".join(part for part in (more, rest) if part)
-        out.append(f"<p><b>{html.escape(title)}.</b> {annotate.inline(about[:1].upper() + about[1:])}</p>")
+        out.append(
+            f"<p><b>{html.escape(title)}.</b> {annotate.inline(about[:1].upper() + about[1:])}</p>"
+        )
         rows = []
         for flag in found:
             if flag.group != group:
@@ -444,7 +449,7 @@ def renderer(config: MkDocsConfig) -> Callable[[str], str]:
 
 def on_config(config: MkDocsConfig) -> MkDocsConfig:
     """Add the scripts' pages to the navigation, and mathematics to Markdown."""
-    config.markdown_extensions.append(MathematicsExtension())  # type: ignore[arg-type]
+    config.markdown_extensions.append(MathematicsExtension())
     for entry in config.nav or []:
         if "Scripts" in entry:
             entry["Scripts"] = [f"{name}.md" for name in scripts()]
@@ -457,7 +462,9 @@ def on_files(files: Files, config: MkDocsConfig) -> Files:
         text = script(name).source
         files.append(File.generated(config, f"{name}.py", content=text))
         if files.get_file_from_path(f"{name}.md") is None:
-            page = f"# {name}.py\n\n{summary(name)}\n\n<!-- code -->\n\n## Flags\n\n<!-- flags -->\n"
+            page = (
+                f"# {name}.py\n\n{summary(name)}\n\n<!-- code -->\n\n## Flags\n\n<!-- flags -->\n"
+            )
             page += "\n## Results\n\n<!-- results -->\n"
             files.append(File.generated(config, f"{name}.md", content=page))
     for folder in result_folders():
@@ -529,5 +536,8 @@ def on_page_content(text: str, page: Page, config: MkDocsConfig, files: Files) -
         }
         return made[kind]()
 
-    return re.sub(r"<!-- (code|diff|flags|results|scores|speed|scripts|studies|curves) ?(.*?) ?-->",
-                  replace, text)
+    return re.sub(
+        r"<!-- (code|diff|flags|results|scores|speed|scripts|studies|curves) ?(.*?) ?-->",
+        replace,
+        text,
+    )

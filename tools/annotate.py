@@ -32,6 +32,7 @@ from pygments.token import STANDARD_TYPES, Token
 
 NOTE = re.compile(r'^<!-- note (?P<name>[a-z0-9-]+) at "(?P<at>.+)" -->\n', re.M)
 SHARED = re.compile(r"# \[shared: (?P<name>[^\]]+)\]")
+HEADINGS = ["code", "usage", "flags", "metrics", "results", "paper", "temperature"]  # of pages
 METADATA = ("# /// script", "# ///")  # the first and last line of a block of PEP 723
 
 
@@ -346,7 +347,7 @@ def listing(
     stands.
     """
     lines, out, anchors = script.highlighted, [], []
-    taken: set[str] = set()
+    taken = {*script.begin.values(), *HEADINGS}
     for row in script.rows(notes):
         parts, comments = [], []
         if row.name:
@@ -363,7 +364,7 @@ def listing(
                 words = join_comments(comments)
                 name = slug(words)
                 while name in taken:
-                    name += "-again"
+                    name += "-here"
                 taken.add(name)
                 if words.startswith("From here on housekeeping"):
                     name = "housekeeping"

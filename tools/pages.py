@@ -376,7 +376,8 @@ def flag_tables(name: str) -> str:
                 continue
             word = flag.name.replace("_", "-")
             shown = f"--{word}" + (f", --no-{word}" if flag.kind == "bool" else "")
-            choices = re.findall(r"'([^']+)'", flag.kind) if "Literal" in flag.kind else []
+            literal = flag.kind.startswith("Literal") and flag.kind.endswith("]")
+            choices = re.findall(r"'([^']+)'", flag.kind) if literal else []
             comment = annotate.inline(flag.comment)
             if choices:
                 comment = "<code>" + "</code> | <code>".join(choices) + f"</code>: {comment}"

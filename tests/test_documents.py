@@ -1,0 +1,171 @@
+"""Every command in the README and on the pages is carried out, shortened by flags behind it."""
+
+from __future__ import annotations
+
+import importlib
+import importlib.util
+import os
+import re
+import shlex
+import shutil
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+import tyro
+from conftest import ROOT, SCRIPTS, Run, flags, kind
+
+DOCUMENTS = [ROOT / "README.md", ROOT / "CONTRIBUTING.md", *sorted((ROOT / "docs").glob("*.md"))]
+# Commands that are not carried out here: how they begin, and the test or program that does it.
+ELSEWHERE = {
+    "python3 -m venv": "Makefile",
+    ".venv/bin/pip install": "Makefile",
+    "uv run": "tests/test_house.py::test_the_file_runs_alone_in_an_empty_folder",
+    "cp ddpg_continuous.py /elsewhere":
+        "tests/test_house.py::test_the_file_runs_alone_in_an_empty_folder",
+    "torchrun": "tests/test_ppo_update.py::test_two_ranks_write_one_run_with_the_games_of_both",
+    "pip install": "Makefile",
+}  # fmt: skip
+
+
+def commands(path: Path) -> list[str]:
+    """The lines of a document's shell blocks, without what stands behind #."""
+    blocks = re.findall(r"^```sh\n(.*?)^```$", path.read_text(), re.M | re.S)
+    lines = "".join(blocks).splitlines()
+    return [re.sub(r" +# .*", "", line) for line in lines if line]
+
+
+@pytest.fixture
+def workshop(tmp_path: Path) -> Path:
+    """A copy of what a reader has, to run things in."""
+    for path in [*ROOT.glob("*.py"), *ROOT.glob("*requirements*.txt")]:
+        shutil.copy(path, tmp_path)
+    for name in "benchmark", "tools", "docs", "tests":
+        shutil.copytree(ROOT / name, tmp_path / name)
+    for name in "Makefile", "README.md", "mkdocs.yml", "CONTRIBUTING.md":
+        shutil.copy(ROOT / name, tmp_path)
+    return tmp_path
+
+
+def shortened(name: str, words: list[str]) -> list[str]:
+    """The command's flags, and behind them those that make it short: the last of equals counts."""
+    if "--help" in words:
+        return words
+    script = importlib.import_module(name)
+    short = {"eval_episodes": 1}
+    if "--evaluate" in words:
+        if words[words.index("--evaluate") + 1] not in ("random", "untrained"):
+            return [*words, "--eval-episodes", "1", "--no-compile"]
+        short |= {"total_timesteps": 1}
+    elif "--resume" in words:
+        return [*words, "--total-timesteps", "600", "--no-compile", "--no-progress"]
+    elif kind(script) == "continuous":
+        short |= {"total_timesteps": 300, "eval_interval": 300, "save_interval": 300}
+    else:
+        short |= {"total_timesteps": 256}
+    more = flags(script, **short)
+    if "--env-id" in words:
+        del more[(at := more.index("--env-id")) : at + 2]
+    return words + more
+
+
+def execute(line: str, workshop: Path) -> None:
+    """Carry out one command of a document; fails if it does."""
+    words = shlex.split(line)
+    program = words[0].removeprefix(".venv/bin/")
+    expected, environ = 0, dict(os.environ, PYTHON=sys.executable, WANDB_MODE="offline")
+    if program == "python" and Path(words[1]).stem in SCRIPTS:
+        script = importlib.import_module(Path(words[1]).stem)
+        run = Run(script, shortened(script.__name__, words[2:]), workshop)
+        code, out, err = run.wait()
+        assert code == 0, f"{line}\n{out}\n{err}"
+        return
+    if program == "python":
+        words = [sys.executable, *words[1:]]
+        if not words[1].startswith(("benchmark/", "tools/")):  # a script of the reader's own
+            words = words[:2] + shortened("td3_continuous", words[2:])
+    elif program == "tensorboard":
+        words = [sys.executable, "-m", "tensorboard.main", *words[1:], "--inspect"]
+    elif program == "make":
+        words.insert(1, "-n")
+    elif program.startswith("benchmark/studies/"):
+        words.append("--dry-run")
+    elif program == "benchmark/run.sh" and "--" in words:
+        # Runs of some steps: what follows them plots them.
+        words[words.index("--") : 0] = []
+        words[words.index("--") : words.index("--")] = ["--smoke", "--seeds", "1"]
+    elif program == "benchmark/run.sh":
+        words.append("--dry-run")
+    elif program == "diff":
+        expected = 1  # that they differ is what the reader wants to see
+    else:
+        assert program == "cp", f"say in this test how to carry out: {line}"
+    done = subprocess.run(words, cwd=workshop, env=environ, capture_output=True, text=True)
+    assert done.returncode == expected, f"{line}\n{done.stdout}\n{done.stderr}"
+
+
+@pytest.mark.parametrize("path", DOCUMENTS, ids=lambda path: path.stem)
+def test_every_command_works(path: Path, workshop: Path) -> None:
+    for line in commands(path):
+        beginning = next((start for start in ELSEWHERE if line.startswith(start)), None)
+        if beginning is None:
+            execute(line, workshop)
+        elif line.startswith("torchrun"):  # its script's flags are looked at
+            name, *words = shlex.split(line.partition("ppo_atari.py")[2] or "") or [""]
+            script = importlib.import_module("ppo_atari")
+            tyro.cli(script.Args, args=[name, *words] if name else [])
+
+
+def test_commands_are_found() -> None:
+    found = [line for path in DOCUMENTS for line in commands(path)]
+    assert len(found) > 40 and any("--resume" in line for line in found)
+    assert "make train" in commands(ROOT / "README.md")
+
+
+@pytest.mark.parametrize("where", sorted(set(ELSEWHERE.values())))
+def test_what_is_carried_out_elsewhere_is_there(where: str) -> None:
+    file, _, name = where.partition("::")
+    assert f"def {name}(" in (ROOT / file).read_text() if name else (ROOT / file).exists()
+
+
+def test_every_command_of_a_docstring_is_on_the_script_s_page() -> None:
+    for name in SCRIPTS:
+        page = ROOT / "docs" / f"{name}.md"
+        if not page.exists():
+            continue
+        text = (ROOT / f"{name}.py").read_text().split('"""')[1]
+        for line in re.findall(r"(?:^Run: +| {7,})((?:python|torchrun) .+?)(?:  |$)", text, re.M):
+            assert any(command.startswith(line) for command in commands(page)), line
+
+
+def test_the_study_commands_on_the_site_work(workshop: Path) -> None:
+    studies = sorted((ROOT / "benchmark" / "studies").glob("*.sh"))
+    assert len(studies) > 10
+    for path in studies:
+        line = re.findall(r"^# +(benchmark/studies/\S+ --workers \d+)", path.read_text(), re.M)
+        assert len(line) == 1, path
+        execute(line[0], workshop)
+
+
+def test_the_tables_of_the_readme_are_up_to_date() -> None:
+    command = [sys.executable, "tools/readme.py"]
+    done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True)
+    assert done.returncode == 0, done.stdout + done.stderr
+
+
+def test_links_of_the_readme_lead_somewhere() -> None:
+    for name in "README.md", "CONTRIBUTING.md":
+        text = (ROOT / name).read_text()
+        links = re.findall(r"\]\((?!https?:)([^)#]+)\)", text)
+        assert all((ROOT / link).exists() for link in links), links
+
+
+def test_the_example_of_an_own_algorithm_is_one_line_of_td3(workshop: Path) -> None:
+    text = (ROOT / "docs" / "your_own.md").read_text()
+    change = re.findall(r"^```diff\n-(.+\n)\+(.+\n)```$", text, re.M)
+    assert len(change) == 1
+    source = (ROOT / "td3_continuous.py").read_text()
+    assert source.count(change[0][0]) == 1
+    (workshop / "my_td3.py").write_text(source.replace(*change[0]))
+    execute("python my_td3.py --env-id Pendulum-v1 --total-timesteps 10000", workshop)

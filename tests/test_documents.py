@@ -59,10 +59,13 @@ def shortened(name: str, words: list[str]) -> list[str]:
             return [*words, "--eval-episodes", "1", "--no-compile"]
         short |= {"total_timesteps": 1}
     elif "--resume" in words:
-        length = "600" if kind(script) == "continuous" else "128"
+        length = "600" if kind(script) == "continuous" else "200"
         return [*words, "--total-timesteps", length, "--no-compile", "--no-progress"]
     elif kind(script) == "continuous":
         short |= {"total_timesteps": 300, "eval_interval": 300, "save_interval": 300}
+    elif kind(script) == "smarts":
+        short |= {"total_timesteps": 100, "learning_starts": 50, "eval_interval": 100, "horizon": 20}
+        short = {name: value for name, value in short.items() if hasattr(script.Args, name)}
     else:
         short |= {"total_timesteps": 64}
     more = flags(script, **short)

@@ -81,6 +81,14 @@ def script(name: str) -> annotate.Script:
     return annotate.Script((ROOT / f"{name}.py").read_text())
 
 
+def absent() -> set[str]:
+    """The pages about scripts that are not there."""
+    pages = {path.name for path in (ROOT / "docs").glob("*_*.md")}
+    return {page for page in pages if re.search(r"_(continuous|atari|smarts)\.md$", page)} - {
+        f"{name}.md" for name in scripts()
+    }
+
+
 def sizes(name: str) -> tuple[int, int]:
     """Lines to read, and lines of housekeeping behind them."""
     lines = script(name).lines
@@ -459,6 +467,9 @@ def on_config(config: MkDocsConfig) -> MkDocsConfig:
 
 def on_files(files: Files, config: MkDocsConfig) -> Files:
     """Add the scripts themselves, the figures, and pages that are not written by hand."""
+    for file in list(files):
+        if file.src_uri in absent():
+            files.remove(file)
     for name in scripts():
         text = script(name).source
         files.append(File.generated(config, f"{name}.py", content=text))
@@ -485,6 +496,8 @@ def on_page_markdown(text: str, page: Page, config: MkDocsConfig, files: Files) 
         return included.strip("\n")
 
     text = annotate.read_notes(text)[0]
+    for page_name in absent():  # no links to pages that are not there
+        text = re.sub(rf"\[([^]]+)\]\({page_name}[^)]*\)", r"\1", text)
     return re.sub(r"^<!-- include (\S+) -->$", include, text, flags=re.M)
 
 

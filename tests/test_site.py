@@ -85,7 +85,8 @@ class Html(HTMLParser):
             self.prose += data
         if self.within("code") and self.within("div", "difference"):
             if self.within("span", "gone") or self.within("span", "come"):
-                self.hunks[-1][2 if self.within("span", "gone") else 3].append(data)
+                _, _, gone, come = self.hunks[-1]
+                (gone if self.within("span", "gone") else come).append(data)
         elif self.within("div", "folio-code"):
             self.code += data
 

@@ -185,8 +185,10 @@ class Script:
             previous = last + 1
         return flags
 
-    def source_of(self, node: ast.AST) -> str:
-        return ast.get_source_segment(self.source, node) or ""
+    def source_of(self, node: ast.expr) -> str:
+        """The text of an expression that stands in one line; columns count bytes."""
+        line = self.lines[node.lineno - 1].encode()
+        return line[node.col_offset : node.end_col_offset].decode()
 
     def blocks(self) -> list[str]:
         """The names of its shared blocks."""
@@ -276,9 +278,7 @@ def prose(text: str) -> str:
             shown = []
             for key, *values in entries:
                 if values[0].startswith(("python", "torchrun", "tensorboard")):
-                    value = "<br>".join(
-                        f'<code class="run">{html.escape(v, quote=False)}</code>' for v in values
-                    )
+                    value = "<br>".join(map(command, values))
                 else:
                     value = inline(" ".join(values))
                 shown.append(f"<b>{key}</b> {value}" if key else value)
@@ -286,6 +286,13 @@ def prose(text: str) -> str:
         else:
             paragraphs.append(f"<p>{inline(' '.join(line.strip() for line in lines))}</p>")
     return "\n".join(paragraphs)
+
+
+def command(line: str) -> str:
+    """A command as HTML; a remark in brackets may stand behind it, some spaces away."""
+    words, _, remark = line.partition("  ")
+    remark = html.escape(remark.strip(), quote=False)
+    return f'<code class="run">{html.escape(words, quote=False)}</code> {remark}'.strip()
 
 
 def slug(text: str) -> str:

@@ -1,0 +1,1340 @@
+"""Multi-Agent Deep Deterministic Policy Gradient (MADDPG): several agents learn side by side.
+
+To each agent the others are a part of the world, and a part that changes as they learn. So while
+learning, each agent's critic sees what all of them see and do, and to it the world stands still.
+An actor needs its own observation only, so that afterwards each agent plays by itself. What
+surprised an agent can be learnt from more often than the rest (--prioritized-replay), and the
+work can be spread over processes and machines (--num-collectors, --num-learners).
+
+Papers: Lowe et al. 2017, Multi-Agent Actor-Critic for Mixed Cooperative-Competitive Environments,
+        arXiv:1706.02275; Schaul et al. 2016, Prioritized Experience Replay, arXiv:1511.05952
+Run:    python maddpg_smarts.py
+        python maddpg_smarts.py --env-id mpe2/simple_spread_v3 --update-interval 25
+Watch:  tensorboard --logdir runs
+"""
+
+from __future__ import annotations
+
+import copy
+import dataclasses
+import difflib
+import importlib
+import importlib.util
+import json
+import math
+import os
+import pkgutil
+import shutil
+import signal
+import sys
+import time
+from collections.abc import Callable, Iterable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Literal, NamedTuple, NoReturn, TextIO
+
+import gymnasium as gym
+import numpy as np
+import torch
+import torch.nn as nn
+import torch.nn.functional as F
+import tyro
+from gymnasium.utils.save_video import save_video
+from torch import Tensor
+from torch.utils.tensorboard import SummaryWriter
+from tqdm import tqdm
+
+SCRIPT = Path(__file__).stem
+
+
+@dataclass
+class Args:
+    # Task. Every length below is in environment steps, summed over all parallel environments; in
+    # one step all agents act.
+    env_id: str = "smarts/intersection-4lane-v0"  # or PettingZoo's, as mpe2/simple_spread_v3
+    total_timesteps: int = 100_000  # length of the training
+    num_envs: int = 1  # environments stepped side by side
+    seed: int = 1  # of the networks, the noise and the environments
+    action_type: Literal["lane", "continuous"] = "lane"  # discrete, or numbers in [-1, 1]
+
+    # Networks, one of each kind per agent
+    actor_hidden_sizes: tuple[int, ...] = (64, 64)  # units of each hidden layer
+    critic_hidden_sizes: tuple[int, ...] = (64, 64)  # units of each hidden layer
+    critic: Literal["joint", "own"] = "joint"  # it sees all agents, or its own: independent DDPG
+
+    # Learning
+    gamma: float = 0.95  # discount per step
+    tau: float = 0.01  # share of the online network that flows into its target at an update
+    actor_learning_rate: float = 1e-4  # Adam's step size; the paper's is 1e-2
+    critic_learning_rate: float = 1e-3  # Adam's step size; the paper's is 1e-2
+    batch_size: int = 1024  # transitions per update
+    buffer_size: int = 1_000_000  # transitions remembered; the oldest are overwritten
+    learning_starts: int = 8_192  # steps of uniform random actions before the first update
+    update_interval: int = 4  # steps from one update to the next; the paper's is 100
+    max_grad_norm: float = 0.5  # longest gradient, of each agent's actor and of its critic
+    gumbel_temperature: float = 1.0  # of discrete actions while learning: low is nearer to one-hot
+    output_penalty: float = 1e-3  # weight of the actor's squared raw outputs in its loss
+
+    # Prioritised replay: each agent draws with priorities of its own
+    prioritized_replay: bool = False  # draw more often what the critic got wrong
+    per_variant: Literal["proportional", "rank"] = "proportional"  # to the error, or 1 / its rank
+    per_alpha: float = 0.6  # 0: all transitions alike; 1: in proportion to the priorities
+    per_beta_start: float = 0.4  # 1: the bias that this brings is made good for in full ...
+    per_beta_end: float = 1.0  # ... as it is at the end of the run
+
+    # Exploration: Gaussian noise on continuous actions, Gumbel noise on the logits of discrete ones
+    noise_start: float = 1.0  # its scale at first; with 1, discrete actions are the policy's draws
+    noise_end: float = 0.1  # what it falls to, linearly, within noise_decay_steps
+    noise_decay_steps: int = 50_000  # length of that fall
+
+    # Spread over processes, with Ray: on this machine, or on the cluster that RAY_ADDRESS names
+    num_collectors: int = 0  # processes that play, each in an environment of its own
+    num_learners: int = 0  # processes that compute gradients, none waiting for another
+
+    # Evaluation, without noise and in an environment of its own
+    eval_interval: int = 10_000  # steps from one evaluation to the next
+    eval_episodes: int = 10  # episodes in an evaluation
+    stop_at_return: float | None = None  # stop once the last 3 evaluations are all at least this
+    capture_video: bool = False  # film the first episode of every evaluation
+    evaluate: str | None = None  # play, do not train: a run folder, a .pt file, untrained or random
+
+    # Run folder
+    run_dir: Path | None = None  # default: runs/{env_id}__{exp_name}__{seed}__{time}
+    exp_name: str = SCRIPT  # part of the folder's name
+    resume: Path | None = None  # run folder to go on with; flags beside this one override its own
+    save_interval: int = 50_000  # steps from one checkpoint to the next
+    progress: bool = True  # progress bar, where there is a terminal
+    track: bool = False  # log to Weights & Biases as well
+    wandb_project_name: str = "FolioRL"  # its project
+    wandb_entity: str | None = None  # its user or team
+
+    # Machine
+    device: Literal["auto", "cpu", "cuda"] = "auto"  # auto: the GPU where there is one
+    compile: bool = True  # compile the update: 10 to 20 s at the first start, then faster
+    bfloat16: bool = False  # multiply matrices in bfloat16 while learning: faster, less exact
+    torch_deterministic: bool = True  # ask cuDNN for deterministic kernels only
+
+
+# [shared: several agents]
+class Step(NamedTuple):
+    """What a step of all N agents led to; each part holds the agents in the order of names."""
+
+    obs: np.ndarray  # [N, O] float32, what each live agent acts on next; zeros where not live
+    reward: np.ndarray  # [N] float32
+    terminated: np.ndarray  # [N] bool: in this step the agent's task ended, by itself
+    truncated: np.ndarray  # [N] bool: in this step the agent was cut off, as by a time limit
+    live: np.ndarray  # [N] bool: acts in the next step; the episode is over when none does
+    last_obs: np.ndarray  # [N, O], like obs, but of an agent that ended in this step its last one
+
+
+class MultiAgentEnv:
+    """An environment of N agents: what the two kinds below have in common.
+
+    An agent that has ended stays dead until the reset: it is not live, its observation is zero, it
+    earns nothing and what it is told to do is ignored. An observation that is shorter than another
+    agent's is padded with zeros. Every episode follows from its seed and its actions alone.
+    """
+
+    names: list[str]  # of the agents
+    obs_size: int  # O
+    pixels = 0  # the last numbers of an observation that are an image, [3, 32, 32]
+    action_size: int  # how many actions there are to choose from, or dimensions of an action
+    discrete: bool
+    fps = 10  # of a film
+
+    def reset(self, seed: int) -> Step:
+        """Begin an episode: all agents are live, and nothing is earned yet."""
+        self.seed, self.actions = seed, list[np.ndarray]()
+        self.live = np.ones(len(self.names), bool)
+        return self.begin(seed)
+
+    def step(self, action: np.ndarray) -> Step:
+        """Act: [N] integers, or [N, A] numbers in [-1, 1]."""
+        self.send(action)
+        return self.receive()
+
+    def send(self, action: np.ndarray) -> None:
+        """The first half of step; other environments can be sent theirs before receive."""
+        self.actions.append(np.array(action))
+
+    def receive(self) -> Step:
+        """The second half of step."""
+        step = self.advance(self.actions[-1])
+        self.live = step.live
+        return step
+
+    def state(self) -> dict[str, Any]:
+        """The episode so far, to be played again by restore."""
+        return {"seed": self.seed, "actions": [action.tolist() for action in self.actions]}
+
+    def restore(self, state: dict[str, Any]) -> Step:
+        """Play again what state holds; returns the last step."""
+        step = self.reset(state["seed"])
+        for action in state["actions"]:
+            step = self.step(np.array(action, np.int64 if self.discrete else np.float32))
+        return step
+
+    def begin(self, seed: int) -> Step:
+        raise NotImplementedError
+
+    def advance(self, action: np.ndarray) -> Step:
+        raise NotImplementedError
+
+    def frame(self) -> np.ndarray:
+        """What a camera above sees now: [H, W, 3] uint8."""
+        raise NotImplementedError
+
+    def metrics(self) -> dict[str, float]:
+        """What there is to say about the episode that has just ended, beside its returns."""
+        return {}
+
+    def close(self) -> None:
+        """Let go of windows and processes."""
+
+    def pack(self, obs: dict[str, np.ndarray], ended: dict[str, tuple[bool, bool, float]]) -> Step:
+        """A Step from what is known of each agent by name: last observation, and what it brought.
+
+        ended holds terminated, truncated and reward of the agents that acted.
+        """
+        nobody = (False, False, 0.0)
+        rows = [ended.get(name, nobody) for name in self.names]
+        terminated, truncated = (np.array([row[i] for row in rows]) for i in (0, 1))
+        live = self.live & ~(terminated | truncated)
+        last_obs = np.zeros((len(self.names), self.obs_size), np.float32)
+        for row, name in zip(last_obs, self.names):
+            if name in obs:
+                flat = np.asarray(obs[name], np.float32).ravel()
+                row[: len(flat)] = flat
+        last_obs[~self.live] = 0.0
+        reward = np.array([row[2] for row in rows], np.float32)
+        return Step(last_obs * live[:, None], reward, terminated, truncated, live, last_obs)
+
+
+# [/shared]
+# [shared: pettingzoo]
+class PettingZoo(MultiAgentEnv):
+    """Any environment with PettingZoo's parallel interface."""
+
+    def __init__(self, env_id: str, continuous: bool, film: bool) -> None:
+        package, name = env_id.replace("/", ".").rsplit(".", 1)
+        mode = {"render_mode": "rgb_array"} if film else {}
+        try:
+            make = importlib.import_module(f"{package}.{name}").parallel_env
+            try:
+                self.env = make(continuous_actions=continuous, **mode)  # MPE has both kinds
+            except TypeError:
+                self.env = make(**mode)
+        except (ImportError, AttributeError) as error:
+            near = ""
+            if importlib.util.find_spec(package.split(".")[0]):
+                modules = pkgutil.iter_modules(importlib.import_module(package).__path__)
+                names = difflib.get_close_matches(name, [module.name for module in modules])
+                near = f"; did you mean {' or '.join(names)}?" if names else ""
+            fail(f"cannot make {env_id}: {error}{near} (pip install -r requirements-smarts.txt)")
+        self.names = list(self.env.possible_agents)
+        spaces = [self.env.action_space(name) for name in self.names]
+        self.space = spaces[0]
+        self.discrete = isinstance(self.space, gym.spaces.Discrete)
+        bounded = isinstance(self.space, gym.spaces.Box) and self.space.is_bounded()
+        if not (self.discrete or bounded) or any(space != self.space for space in spaces):
+            kinds = ", ".join(map(str, dict.fromkeys(map(str, spaces))))
+            fail(f"{env_id} has the actions {kinds}; all agents need one Discrete or bounded Box")
+        sizes = [gym.spaces.flatdim(self.env.observation_space(name)) for name in self.names]
+        self.obs_size = max(sizes)
+        self.action_size = gym.spaces.flatdim(self.space)  # of a Discrete, its number of actions
+        self.fps = self.env.metadata.get("render_fps", 10)
+
+    def begin(self, seed: int) -> Step:
+        obs, _ = self.env.reset(seed=seed)
+        return self.pack(self.flat(obs), {})
+
+    def advance(self, action: np.ndarray) -> Step:
+        if self.discrete:
+            moves = [int(move) + int(self.space.start) for move in action]
+        else:
+            low, high = self.space.low, self.space.high
+            share = (np.clip(action, -1, 1).astype(np.float32) + 1) / 2
+            moves = [low + part.reshape(low.shape) * (high - low) for part in share]
+        acting = {name: moves[i] for i, name in enumerate(self.names) if self.live[i]}
+        obs, reward, terminated, truncated, _ = self.env.step(acting)
+        ended = {
+            # That a time limit came in the same step changes nothing: the task is over.
+            name: (terminated[name], truncated[name] and not terminated[name], reward[name])
+            for name in acting
+        }
+        return self.pack(self.flat(obs), ended)
+
+    def flat(self, obs: dict[str, Any]) -> dict[str, np.ndarray]:
+        space = self.env.observation_space
+        return {name: gym.spaces.flatten(space(name), value) for name, value in obs.items()}
+
+    def frame(self) -> np.ndarray:
+        return self.env.render()
+
+    def close(self) -> None:
+        self.env.close()
+
+
+def make_env(args: Args, film: bool = False) -> MultiAgentEnv:
+    """The environment of --env-id; fails if there is none, or its agents' actions differ."""
+    if "/" not in args.env_id:
+        fail(f"--env-id is {args.env_id}; give a package and a name, as mpe2/simple_spread_v3")
+    return PettingZoo(args.env_id, args.action_type == "continuous", film)
+
+
+# [/shared]
+class StackedLinear(nn.Module):
+    """A linear layer for each of N agents, in one product: [N, B, I] -> [N, B, O]."""
+
+    def __init__(self, num_agents: int, fan_in: int, fan_out: int) -> None:
+        super().__init__()
+        bound = fan_in**-0.5  # nn.Linear's own
+        self.weight = nn.Parameter(torch.empty(num_agents, fan_in, fan_out).uniform_(-bound, bound))
+        self.bias = nn.Parameter(torch.empty(num_agents, 1, fan_out).uniform_(-bound, bound))
+
+    def forward(self, x: Tensor) -> Tensor:
+        return torch.baddbmm(self.bias, x, self.weight)
+
+
+class StackedEye(nn.Module):
+    """A small convolutional network for each of N agents: [N, B, C, 32, 32] -> [N, B, 64].
+
+    Channels in N groups that never meet make it one product too.
+    """
+
+    def __init__(self, num_agents: int, channels: int) -> None:
+        super().__init__()
+        n = num_agents
+        self.convolutions = nn.Sequential(
+            nn.Conv2d(n * channels, n * 16, 4, stride=2, groups=n),  # [B, N * 16, 15, 15]
+            nn.ReLU(),
+            nn.Conv2d(n * 16, n * 32, 5, stride=2, groups=n),  # [B, N * 32, 6, 6]
+            nn.ReLU(),
+        )
+        self.linear = StackedLinear(n, 32 * 6 * 6, 64)
+
+    def forward(self, image: Tensor) -> Tensor:
+        maps = self.convolutions(image.transpose(0, 1).flatten(1, 2))
+        features = maps.unflatten(1, (len(image), 32)).transpose(0, 1).flatten(2)
+        return F.relu(self.linear(features))
+
+
+class StackedNet(nn.Module):
+    """A network for each of N agents, on the observations and actions of the M agents it sees.
+
+    obs [N, B, M, O], action [N, B, M, A] (an actor's has none) -> [N, B, outputs].
+    """
+
+    def __init__(
+        self, env: MultiAgentEnv, seen: int, action_size: int, hidden: tuple[int, ...], outputs: int
+    ) -> None:
+        super().__init__()
+        n = len(env.names)
+        self.numbers = env.obs_size - env.pixels  # what comes before the image
+        self.eye = StackedEye(n, seen * 3) if env.pixels else None
+        inputs = seen * (self.numbers + action_size) + (64 if self.eye else 0)
+        sizes = [inputs, *hidden]
+        layers: list[nn.Module] = []
+        for fan_in, fan_out in zip(sizes, sizes[1:]):
+            layers += [StackedLinear(n, fan_in, fan_out), nn.ReLU()]
+        self.layers = nn.Sequential(*layers, StackedLinear(n, sizes[-1], outputs))
+
+    def forward(self, obs: Tensor, action: Tensor | None = None) -> Tensor:
+        numbers = obs[..., : self.numbers]
+        x = numbers if action is None else torch.cat([numbers, action], -1)
+        x = x.flatten(2)  # agent after agent, in the environment's order
+        if self.eye:
+            image = obs[..., self.numbers :].unflatten(-1, (3, 32, 32)).flatten(2, 3)
+            x = torch.cat([x, self.eye(image)], -1)
+        return self.layers(x)
+
+
+class SumTree:
+    """For each of N agents a binary tree: leaves are priorities, other nodes their children's sum.
+
+    nodes [N, 2 * leaves]: node 1 is the root, and the children of node k are 2k and 2k + 1. So
+    drawing in proportion to the priorities takes log2(leaves) steps down, in place of a sum over
+    all leaves, and changing a priority as many steps up (Schaul et al. 2016, section B.2.1).
+    """
+
+    def __init__(self, num_agents: int, capacity: int) -> None:
+        self.leaves = 1 << (capacity - 1).bit_length()
+        # In float32 the sums of a million leaves would be off by whole leaves.
+        self.nodes = torch.zeros(num_agents, 2 * self.leaves, dtype=torch.float64)
+
+    def set(self, index: Tensor, priority: Tensor) -> None:
+        """Give the leaves index [N, B] the priorities [N, B], and all nodes above their sums."""
+        node = index + self.leaves
+        self.nodes.scatter_(1, node, priority.double())
+        while node[0, 0] > 1:
+            node = node // 2
+            children = self.nodes.gather(1, 2 * node), self.nodes.gather(1, 2 * node + 1)
+            self.nodes.scatter_(1, node, children[0] + children[1])
+
+    def get(self, index: Tensor) -> Tensor:
+        return self.nodes.gather(1, index + self.leaves)
+
+    def draw(self, batch_size: int) -> Tensor:
+        """Leaves [N, B], each with the probability priority / total.
+
+        The total is cut into B equal parts and one point drawn in each, so that a batch has some
+        of everything.
+        """
+        random = torch.rand(len(self.nodes), batch_size, dtype=torch.float64)
+        rest = (torch.arange(batch_size) + random) / batch_size * self.nodes[:, 1:2]
+        node = torch.ones_like(rest, dtype=torch.int64)
+        while node[0, 0] < self.leaves:
+            left, right = self.nodes.gather(1, 2 * node), self.nodes.gather(1, 2 * node + 1)
+            to_the_right = (rest >= left) & (right > 0)  # rounding must not lead to an empty leaf
+            rest = torch.where(to_the_right, rest - left, rest)
+            node = 2 * node + to_the_right
+        return node - self.leaves
+
+
+class Priorities:
+    """Which transitions each of N agents draws (Schaul et al. 2016, section 3).
+
+    P(i) = p_i^α / Σ_k p_k^α (equation 1), where p_i = |δ_i| + ε, or 1 / rank(i) by |δ_i|. A new
+    transition enters with the largest error so far, so that it is soon learnt from; one in which
+    an agent was dead has the priority 0 for it.
+    """
+
+    SORT = 1_000  # updates between two sortings; in between, a rank is looked up in the last one
+
+    def __init__(self, num_agents: int, capacity: int, args: Args) -> None:
+        self.alpha, self.by_rank = args.per_alpha, args.per_variant == "rank"
+        self.tree = SumTree(num_agents, capacity)
+        self.error = torch.full((num_agents, capacity), -1.0)  # |δ|, below 0 where there is none
+        self.largest = torch.ones(num_agents, 1)
+        self.sorted = torch.zeros(num_agents, 0)  # errors in ascending order, at the last sorting
+        self.refreshed = 0
+
+    def add(self, index: Tensor, live: Tensor) -> None:
+        """New transitions [K]; live [K, N] tells which agents acted."""
+        rows = index.expand(len(self.error), -1)
+        self.put(rows, torch.where(live.T > 0, self.largest, -1.0))
+
+    def refresh(self, index: Tensor, td_error: Tensor) -> None:
+        """The errors [N, B] of transitions that were learnt from, index [N, B]."""
+        error = td_error.abs()
+        self.largest = torch.maximum(self.largest, error.amax(1, keepdim=True))
+        self.put(index, error)
+        self.refreshed += 1
+        if self.by_rank and self.refreshed % self.SORT == 0:
+            self.sort()
+
+    def put(self, index: Tensor, error: Tensor) -> None:
+        self.error.scatter_(1, index, error)
+        if self.by_rank:  # 1 + how many were larger
+            larger = self.sorted.shape[1] - torch.searchsorted(self.sorted, error, right=True)
+            priority = 1 / (1 + larger.double())
+        else:
+            priority = error.double() + 1e-6
+        self.tree.set(index, priority**self.alpha * (error >= 0))
+
+    def sort(self) -> None:
+        self.sorted, order = self.error.sort(1)
+        rank = order.shape[1] - torch.arange(order.shape[1], dtype=torch.float64)
+        self.tree.set(order, rank**-self.alpha * (self.sorted >= 0))
+
+    def draw(self, batch_size: int, beta: float) -> tuple[Tensor, Tensor]:
+        """Transitions and their importance weights, both [N, B].
+
+        w_i = (n P(i))^-β / max_j w_j over the batch (section 3.4): what is drawn too often counts
+        for less. The number of transitions n and the tree's total cancel out.
+        """
+        index = self.tree.draw(batch_size)
+        priority = self.tree.get(index)
+        return index, (priority / priority.amin(1, keepdim=True)).pow(-beta).float()
+
+    def state_dict(self, size: int) -> dict[str, Any]:
+        """The errors and priorities of the first transitions, so many as are stored."""
+        first = torch.arange(size).expand(len(self.error), -1)
+        return {
+            "error": self.error[:, :size],
+            "priority": self.tree.get(first),
+            "sorted": self.sorted,
+            "largest": self.largest,
+            "refreshed": self.refreshed,
+        }
+
+    def load_state_dict(self, state: dict[str, Any]) -> None:
+        size = state["error"].shape[1]
+        self.error[:, :size], self.sorted = state["error"], state["sorted"]
+        self.largest, self.refreshed = state["largest"], state["refreshed"]
+        self.tree.set(torch.arange(size).expand(len(self.error), -1), state["priority"])
+
+
+class Batch(NamedTuple):
+    """Transitions: C draws of B steps of N agents. C is N where each agent draws its own, else 1.
+
+    Where an agent was dead its live is 0, and so are its other parts.
+    """
+
+    obs: Tensor  # [C, B, N, O]
+    action: Tensor  # [C, B, N, A]: numbers in [-1, 1], or a discrete action as a one-hot row
+    reward: Tensor  # [C, B, N]
+    terminated: Tensor  # [C, B, N], 1 where the agent's task itself ended, and not at a time limit
+    live: Tensor  # [C, B, N], 1 where the agent acted
+    next_obs: Tensor  # [C, B, N, O], of an agent that ended its last observation
+    weight: Tensor  # [C, B], importance weights; 1 without priorities
+
+
+class ReplayBuffer:
+    """The last transitions, in tensors made once; when they are full, the oldest go first."""
+
+    PARTS = Batch._fields[:-1]
+
+    def __init__(self, env: MultiAgentEnv, args: Args) -> None:
+        # A multiple of num_envs, so that one step of all environments is never split.
+        self.capacity = args.buffer_size // args.num_envs * args.num_envs
+        if self.capacity == 0:
+            fail(f"--buffer-size is {args.buffer_size}, and must not be below --num-envs")
+        n, self.device = len(env.names), args.device
+        for name in self.PARTS:
+            size = {"obs": (env.obs_size,), "next_obs": (env.obs_size,)}.get(name, ())
+            size = (env.action_size,) if name == "action" else size
+            # Memory that is not written to yet takes no room.
+            setattr(self, name, torch.zeros(self.capacity, n, *size, device=args.device))
+        self.position = self.size = 0
+        self.priorities = Priorities(n, self.capacity, args) if args.prioritized_replay else None
+
+    def add(self, *transition: np.ndarray | Tensor) -> None:
+        """Store one transition of every environment, in Batch's order, each part [E, N, ...]."""
+        index = torch.arange(self.position, self.position + len(transition[0]))
+        for name, value in zip(self.PARTS, transition):
+            getattr(self, name)[index] = torch.as_tensor(value, dtype=torch.float32).to(self.device)
+        self.position = (self.position + len(index)) % self.capacity
+        self.size = max(self.size, int(index[-1]) + 1)
+        if self.priorities:
+            self.priorities.add(index, self.live[index].cpu())
+
+    def sample(self, batch_size: int, beta: float) -> tuple[Tensor, Batch]:
+        """The transitions' places [C, B], and what they hold; uniform, or by priority."""
+        if self.priorities:
+            index, weight = self.priorities.draw(batch_size, beta)
+        else:
+            index = torch.randint(self.size, (1, batch_size))
+            weight = torch.ones(1, batch_size)
+        place = index.to(self.device)
+        parts = (getattr(self, name)[place] for name in self.PARTS)
+        return index, Batch(*parts, weight=weight.to(self.device))
+
+    def state_dict(self) -> dict[str, Any]:
+        """What is stored, without the room that is still free."""
+        state = {name: getattr(self, name)[: self.size] for name in self.PARTS}
+        state |= {"position": self.position, "size": self.size}
+        return state | (self.priorities.state_dict(self.size) if self.priorities else {})
+
+    def load_state_dict(self, state: dict[str, Any]) -> None:
+        """Take over what state_dict of another buffer gave."""
+        self.position, self.size = state["position"], state["size"]
+        for name in self.PARTS:
+            getattr(self, name)[: self.size] = state[name].to(self.device)
+        if self.priorities:
+            self.priorities.load_state_dict(state)
+
+
+# [shared: adam]
+class Adam(nn.Module):
+    """Adam (Kingma & Ba 2015, algorithm 1), in place on the parameters that it is given.
+
+    It computes what torch.optim.Adam does. It is written out so that a whole update compiles to one
+    graph: in there, torch.optim's step would leave the weights as they are (torch 2.13).
+    """
+
+    def __init__(self, params: Iterable[Tensor], learning_rate: float, eps: float = 1e-8) -> None:
+        super().__init__()
+        self.params, self.eps = list(params), eps
+        # A tensor: as a plain number it would be compiled in, and anew at every change.
+        self.learning_rate = nn.Buffer(torch.tensor(learning_rate), persistent=False)
+        self.m = nn.ParameterList(torch.zeros_like(p) for p in self.params).requires_grad_(False)
+        self.v = nn.ParameterList(torch.zeros_like(p) for p in self.params).requires_grad_(False)
+        self.t = nn.Buffer(torch.zeros(()))
+
+    @torch.no_grad()
+    def step(self, grads: Iterable[Tensor], beta1: float = 0.9, beta2: float = 0.999) -> None:
+        self.t.add_(1)
+        for p, g, m, v in zip(self.params, grads, self.m, self.v):
+            m.lerp_(g, 1 - beta1)  # m = β1 m + (1 - β1) g
+            v.mul_(beta2).addcmul_(g, g, value=1 - beta2)  # v = β2 v + (1 - β2) g²
+            m_hat, v_hat = m / (1 - beta1**self.t), v / (1 - beta2**self.t)
+            p.sub_(self.learning_rate * m_hat / (v_hat.sqrt() + self.eps))
+
+
+# [/shared]
+class Agent(nn.Module):
+    """All agents: for each an actor, a critic, a target copy of each; and how they learn."""
+
+    def __init__(self, env: MultiAgentEnv, args: Args) -> None:
+        super().__init__()
+        self.num_agents, self.num_actions = len(env.names), env.action_size
+        self.discrete, self.joint = env.discrete, args.critic == "joint"
+        self.gamma, self.tau, self.max_grad_norm = args.gamma, args.tau, args.max_grad_norm
+        self.temperature, self.output_penalty = args.gumbel_temperature, args.output_penalty
+        seen = self.num_agents if self.joint else 1
+        self.actor = StackedNet(env, 1, 0, args.actor_hidden_sizes, env.action_size)
+        self.critic = StackedNet(env, seen, env.action_size, args.critic_hidden_sizes, 1)
+        self.target_actor = copy.deepcopy(self.actor).requires_grad_(False)
+        self.target_critic = copy.deepcopy(self.critic).requires_grad_(False)
+        self.actor_optimizer = Adam(self.actor.parameters(), args.actor_learning_rate)
+        self.critic_optimizer = Adam(self.critic.parameters(), args.critic_learning_rate)
+
+    def one_hot(self, index: Tensor) -> Tensor:
+        return F.one_hot(index, self.num_actions).float()
+
+    @torch.no_grad()
+    def act(self, obs: Tensor, noise: float = 0.0) -> Tensor:
+        """Actions [E, N, A] for the observations [E, N, O]; discrete ones as one-hot rows.
+
+        Without noise the likeliest action; Gumbel noise of scale 1 on the logits draws an action
+        with the policy's probabilities.
+        """
+        output = self.actor(obs.transpose(0, 1).unsqueeze(2)).transpose(0, 1)  # [E, N, A]
+        if self.discrete:
+            gumbel = -torch.empty_like(output).exponential_().log() if noise else 0.0
+            return self.one_hot((output + noise * gumbel).argmax(-1))
+        action = torch.tanh(output)
+        return (action + noise * torch.randn_like(action)).clamp(-1, 1) if noise else action
+
+    def random(self, num_envs: int) -> Tensor:
+        """Actions [E, N, A] drawn uniformly."""
+        shape = num_envs, self.num_agents
+        if self.discrete:
+            return self.one_hot(torch.randint(self.num_actions, shape))
+        return 2 * torch.rand(*shape, self.num_actions) - 1
+
+    def own(self, part: Tensor) -> Tensor:
+        """Each agent's own share of its own draw: [C, B, N, ...] -> [N, B, ...]."""
+        part = part.expand(self.num_agents, *part.shape[1:])
+        return part.diagonal(dim1=0, dim2=2).movedim(-1, 0)
+
+    def value(self, critic: nn.Module, obs: Tensor, action: Tensor, live: Tensor) -> Tensor:
+        """Each agent's value Q_i(x, a_1 .. a_N) of the steps in its own draw [N, B].
+
+        Of a dead agent the critics see zeros: neither where it was, nor what it would have done.
+        """
+        obs, action = obs * live.unsqueeze(-1), action * live.unsqueeze(-1)
+        if self.joint:
+            obs, action = (x.expand(self.num_agents, *x.shape[1:]) for x in (obs, action))
+        else:
+            obs, action = self.own(obs).unsqueeze(2), self.own(action).unsqueeze(2)
+        return critic(obs, action).squeeze(2)
+
+    def target_actions(self, next_obs: Tensor) -> Tensor:
+        """What the target actors do in the next observations, [C, B, N, A]."""
+        rows = next_obs.flatten(0, 1).transpose(0, 1).unsqueeze(2)  # [N, C * B, 1, O]
+        output = self.target_actor(rows).transpose(0, 1).unflatten(0, next_obs.shape[:2])
+        return self.one_hot(output.argmax(-1)) if self.discrete else torch.tanh(output)
+
+    def mean(self, loss: Tensor, batch: Batch) -> Tensor:
+        """The mean over the steps in which an agent lived, [N, B] -> [N]."""
+        live = self.own(batch.live)
+        return (batch.weight * live * loss).sum(1) / live.sum(1).clamp(min=1)
+
+    def critic_loss(self, batch: Batch) -> tuple[Tensor, Tensor]:
+        """Mean squared Bellman error (paper, equation 6) [N], and the Bellman errors [N, B]."""
+        with torch.no_grad():
+            # Who ended by itself is dead in the next step. Who was cut off would have gone on, and
+            # so would the world around it.
+            next_live = batch.live * (1 - batch.terminated)
+            next_action = self.target_actions(batch.next_obs)
+            next_value = self.value(self.target_critic, batch.next_obs, next_action, next_live)
+            # y_i = r_i + γ (1 - terminated_i) Q'_i(x', μ'_1(o'_1) .. μ'_N(o'_N))   [N, B]
+            going_on = 1 - self.own(batch.terminated)
+            target = self.own(batch.reward) + self.gamma * going_on * next_value
+        td_error = self.value(self.critic, batch.obs, batch.action, batch.live) - target
+        return self.mean(td_error.square(), batch), td_error.detach()
+
+    def actor_loss(self, batch: Batch) -> Tensor:
+        """Minus the value of what the actor would do now, -mean Q_i(x, a_1 .. μ_i(o_i) .. a_N).
+
+        The others' actions are those that they took (paper, equation 5). A discrete action is
+        drawn by Gumbel-softmax: one-hot, as the critic knows actions, with the gradient that the
+        softmax would have ("straight-through"; Jang et al. 2017, arXiv:1611.01144).
+        """
+        output = self.actor(self.own(batch.obs).unsqueeze(2))  # [N, B, A]
+        if self.discrete:
+            fresh = F.gumbel_softmax(output, self.temperature, hard=True)
+        else:
+            fresh = torch.tanh(output)
+        mine = torch.eye(self.num_agents, dtype=torch.bool, device=output.device)
+        action = torch.where(mine[:, None, :, None], fresh.unsqueeze(2), batch.action)
+        value = self.value(self.critic, batch.obs, action, batch.live)
+        # Without the penalty, logits run off to where the softmax has no gradient left.
+        return self.mean(self.output_penalty * output.square().mean(2) - value, batch)
+
+    def gradients(self, batch: Batch) -> tuple[list[Tensor], list[Tensor], Tensor, dict]:
+        """The critics' and the actors' gradients, the Bellman errors [N, B], and what to log."""
+        critic_loss, td_error = self.critic_loss(batch)
+        # An agent's parameters appear in no other agent's loss, so that the sum's gradient is
+        # each one's own.
+        critic_grads = torch.autograd.grad(critic_loss.sum(), list(self.critic.parameters()))
+        actor_loss = self.actor_loss(batch)  # flows through the critics, and moves the actors only
+        actor_grads = torch.autograd.grad(actor_loss.sum(), list(self.actor.parameters()))
+        losses = {"qf_loss": critic_loss.mean().detach(), "actor_loss": actor_loss.mean().detach()}
+        return list(critic_grads), list(actor_grads), td_error, losses
+
+    @torch.no_grad()
+    def step(self, critic_grads: list[Tensor], actor_grads: list[Tensor]) -> None:
+        """A step of Adam; then the targets follow, θ' = τ θ + (1 - τ) θ'."""
+        self.critic_optimizer.step(self.clip(critic_grads))
+        self.actor_optimizer.step(self.clip(actor_grads))
+        for target, online in (
+            (self.target_critic, self.critic),
+            (self.target_actor, self.actor),
+        ):
+            for target_param, param in zip(target.parameters(), online.parameters()):
+                target_param.lerp_(param, self.tau)
+
+    def clip(self, grads: list[Tensor]) -> list[Tensor]:
+        """Each agent's gradient, scaled down to max_grad_norm where it is longer."""
+        rows = [grad.unflatten(0, (self.num_agents, -1)) for grad in grads]
+        norm = torch.stack([row.square().flatten(1).sum(1) for row in rows]).sum(0).sqrt()  # [N]
+        scale = (self.max_grad_norm / (norm + 1e-6)).clamp(max=1.0)
+        scaled = (row * scale.view(-1, *[1] * (row.dim() - 1)) for row in rows)
+        return [row.flatten(0, 1) for row in scaled]
+
+    def update(self, batch: Batch) -> tuple[Tensor, dict[str, Tensor]]:
+        """Learn from one batch (paper, algorithm 1): Bellman errors [N, B], losses by name."""
+        critic_grads, actor_grads, td_error, losses = self.gradients(batch)
+        self.step(critic_grads, actor_grads)
+        return td_error, losses
+
+
+class Transition(NamedTuple):
+    """What one step of E environments brought."""
+
+    obs: np.ndarray  # [E, N, O]
+    action: Tensor  # [E, N, A]
+    reward: np.ndarray  # [E, N]
+    terminated: np.ndarray  # [E, N] bool
+    live: np.ndarray  # [E, N] bool, who acted
+    next_obs: np.ndarray  # [E, N, O], of an agent that ended its last observation
+    ended: np.ndarray  # [E] bool, where the episode is over
+
+
+class Player:
+    """Plays in num_envs environments side by side, episode after episode."""
+
+    def __init__(self, args: Args, number: int = 0) -> None:
+        self.envs = [make_env(args) for _ in range(args.num_envs)]
+        self.random = np.random.default_rng([args.seed, number])
+        self.steps = [env.reset(self.new_seed()) for env in self.envs]
+
+    def new_seed(self) -> int:
+        return int(self.random.integers(2**31))
+
+    def play(self, agent: Agent, noise: float, at_random: bool, device: str) -> Transition:
+        """One step of every environment; those whose episode it ended begin another."""
+        obs, live = (np.stack([getattr(s, name) for s in self.steps]) for name in ("obs", "live"))
+        action = agent.random(len(obs)) if at_random else agent.act(to_tensor(obs, device), noise)
+        action = action.cpu()
+        moves = (action.argmax(-1) if agent.discrete else action).numpy()
+        for env, move in zip(self.envs, moves):  # first all are told, then all are waited for
+            env.send(move)
+        steps = [env.receive() for env in self.envs]
+        reward, terminated, last_obs, alive = (
+            np.stack([getattr(step, name) for step in steps])
+            for name in ("reward", "terminated", "last_obs", "live")
+        )
+        self.steps = [
+            step if step.live.any() else env.reset(self.new_seed())
+            for env, step in zip(self.envs, steps)
+        ]
+        action *= torch.from_numpy(live).unsqueeze(-1)  # what is told to the dead is nothing
+        return Transition(obs, action, reward, terminated, live, last_obs, ~alive.any(1))
+
+    def state(self) -> dict[str, Any]:
+        """All that the environments are: how their episodes began, and what was played since."""
+        generator = json.dumps(self.random.bit_generator.state)
+        return {"envs": [env.state() for env in self.envs], "generator": generator}
+
+    def restore(self, state: dict[str, Any]) -> None:
+        """Play again what state holds."""
+        self.steps = [env.restore(s) for env, s in zip(self.envs, state["envs"])]
+        self.random.bit_generator.state = json.loads(state["generator"])
+
+    def close(self) -> None:
+        for env in self.envs:
+            env.close()
+
+
+class Alone:
+    """Plays and learns by turns, in this process."""
+
+    def __init__(self, agent: Agent, buffer: ReplayBuffer, args: Args) -> None:
+        self.agent, self.buffer, self.args, self.player = agent, buffer, args, Player(args)
+        self.update = compiled(agent.update, args)
+
+    def play(self, noise: float, at_random: bool) -> list[Transition]:
+        return [self.player.play(self.agent, noise, at_random, self.args.device)]
+
+    def learn(self, updates: int, beta: float) -> tuple[int, dict[str, Tensor]]:
+        """Make so many updates; returns how many were made, and the losses of the last."""
+        losses: dict[str, Tensor] = {}
+        for _ in range(updates):
+            index, batch = self.buffer.sample(self.args.batch_size, beta)
+            td_error, losses = self.update(batch)
+            if self.buffer.priorities:
+                self.buffer.priorities.refresh(index, td_error.cpu())
+        return updates, losses
+
+    def close(self) -> None:
+        self.player.close()
+
+
+class Collector:
+    """Plays whole episodes, in a process of its own that Ray starts."""
+
+    def __init__(self, agent: Agent, args: Args, number: int) -> None:
+        torch.manual_seed(args.seed + number)
+        self.agent, self.player = agent, Player(args, number)
+
+    def collect(self, actor: dict, noise: float, at_random: bool) -> list[Transition]:
+        """At least a hundred steps, with the newest actors."""
+        self.agent.actor.load_state_dict(actor)
+        steps: list[Transition] = []
+        while len(steps) < 100 or not steps[-1].ended.all():
+            steps.append(self.player.play(self.agent, noise, at_random, "cpu"))
+        return steps
+
+
+class Learner:
+    """Computes gradients, in a process of its own that Ray starts."""
+
+    def __init__(self, agent: Agent, args: Args, number: int) -> None:
+        torch.manual_seed(args.seed + number)
+        self.agent, self.compute = agent, compiled(agent.gradients, args)
+
+    def gradients(self, networks: dict[str, Tensor], batch: Batch) -> Any:
+        self.agent.load_state_dict(networks, strict=False)
+        return self.compute(batch)
+
+
+class Cluster:
+    """Collectors and learners, as Ray actors on this machine or on the cluster at RAY_ADDRESS.
+
+    None waits for another: a collector plays with actors that are an episode old, and gradients
+    are applied as they come, though the networks may have moved on since their learner began. One
+    that dies is replaced.
+    """
+
+    def __init__(self, agent: Agent, buffer: ReplayBuffer, args: Args) -> None:
+        try:
+            import ray
+        except ImportError:
+            fail("--num-collectors and --num-learners need Ray: pip install -U 'ray==2.60.0'")
+        self.ray, self.agent, self.buffer, self.args = ray, agent, buffer, args
+        count = {Collector: args.num_collectors, Learner: args.num_learners}
+        address = os.environ.get("RAY_ADDRESS")
+        here = {} if address else {"num_cpus": sum(count.values()), "include_dashboard": False}
+        ray.init(address=address, log_to_driver=False, **here)
+        self.started = self.deaths = 0
+        self.idle = {kind: [self.start(kind) for _ in range(n)] for kind, n in count.items()}
+        self.working: dict[Any, tuple] = {}  # what Ray promised: kind, worker, places of the batch
+        self.gradients: list[tuple] = []  # have arrived and are not applied yet
+
+    def start(self, kind: type) -> Any:
+        self.started += 1
+        return self.ray.remote(kind).remote(self.agent, self.args, self.started)
+
+    def play(self, noise: float, at_random: bool) -> list[Transition]:
+        """Wait until a worker has done its part; returns the steps that have come, if any have."""
+        while self.idle[Collector]:
+            worker = self.idle[Collector].pop()
+            promise = worker.collect.remote(self.agent.actor.state_dict(), noise, at_random)
+            self.working[promise] = (Collector, worker, None)
+        steps: list[Transition] = []
+        for promise in self.ray.wait(list(self.working), timeout=1.0)[0]:
+            kind, worker, index = self.working.pop(promise)
+            try:
+                result = self.ray.get(promise)
+                self.deaths = 0
+                if kind is Collector:
+                    steps += result
+                else:
+                    self.gradients.append((index, result))
+            except self.ray.exceptions.RayActorError:
+                self.deaths += 1
+                if self.deaths > 5:
+                    fail(f"six times a {kind.__name__} has died before it did anything", code=1)
+                print(f"{SCRIPT}: a {kind.__name__} died and is replaced", file=sys.stderr)
+                worker = self.start(kind)
+            self.idle[kind].append(worker)
+        return steps
+
+    def learn(self, updates: int, beta: float) -> tuple[int, dict[str, Tensor]]:
+        """Apply the gradients that have come, and ask for more while updates are owed."""
+        losses: dict[str, Tensor] = {}
+        done = len(self.gradients)
+        for index, (critic_grads, actor_grads, td_error, log) in self.gradients:
+            self.agent.step(critic_grads, actor_grads)
+            losses = log
+            if self.buffer.priorities:
+                self.buffer.priorities.refresh(index, td_error)
+        self.gradients = []
+        under_way = sum(kind is Learner for kind, _, _ in self.working.values())
+        networks = {k: v for k, v in self.agent.state_dict().items() if "optimizer" not in k}
+        for _ in range(min(updates - done - under_way, len(self.idle[Learner]))):
+            index, batch = self.buffer.sample(self.args.batch_size, beta)
+            worker = self.idle[Learner].pop()
+            self.working[worker.gradients.remote(networks, batch)] = (Learner, worker, index)
+        return done, losses
+
+    def close(self) -> None:
+        self.ray.shutdown()
+
+
+def linear(start: float, end: float, share: float) -> float:
+    """From start to end, as share goes from 0 to 1."""
+    return start + min(share, 1.0) * (end - start)
+
+
+def train(args: Args, checkpoint: dict[str, Any] | None = None) -> Path:
+    """Train, from the start or from a checkpoint, and return the run folder."""
+    start_torch(args)
+    eval_env = make_env(args, film=args.capture_video)
+    agent = Agent(eval_env, args).to(args.device)
+    buffer = ReplayBuffer(eval_env, args)
+    spread = args.num_collectors + args.num_learners > 0
+    crew: Alone | Cluster = (Cluster if spread else Alone)(agent, buffer, args)
+    run, run_dir = Progress(), open_run(args)
+    if checkpoint:
+        run = restore(checkpoint, agent, buffer, crew)
+    logger = Logger(args, run_dir, run.env_step, run.seconds)
+    if checkpoint and "unfinished" in checkpoint:
+        logger.returns, logger.lengths = map(np.array, checkpoint["unfinished"])
+    interrupt = Interrupt()
+    saved_at, owed, finished = run.env_step, 0, False
+
+    while not finished:
+        # Play: at random at first, so that the buffer begins with actions of every kind
+        before, starts = run.env_step, args.learning_starts
+        noise = linear(args.noise_start, args.noise_end, before / max(args.noise_decay_steps, 1))
+        for step in crew.play(noise, at_random=before < starts):
+            run.env_step += args.num_envs
+            if not np.isfinite(step.reward).all():
+                fail(f"{args.env_id} gave the reward {step.reward} at step {run.env_step}", code=1)
+            buffer.add(*step[:-1])
+            logger.step(run.env_step, step.reward.sum(1), step.ended)
+
+        # Learn
+        if run.env_step > starts:
+            owed += (
+                run.env_step // args.update_interval - max(before, starts) // args.update_interval
+            )
+            beta = linear(args.per_beta_start, args.per_beta_end, before / args.total_timesteps)
+            updates, losses = crew.learn(owed, beta)
+            run.updates, owed = run.updates + updates, owed - updates
+            logger.losses(run.env_step, losses)
+
+        # Evaluate
+        finished = run.env_step >= args.total_timesteps
+        if finished or run.env_step // args.eval_interval > before // args.eval_interval:
+            result = evaluate(agent.act, eval_env, args, run.env_step, run_dir / "videos")
+            logger.evaluation(run.env_step, result)
+            run.evaluations.append(result["mean_return"])
+            if result["mean_return"] > run.best_return:
+                run.best_return = result["mean_return"]
+                save_checkpoint(run_dir / "best.pt", args, run, {"agent": agent.state_dict()})
+            if args.stop_at_return is not None and len(run.evaluations) >= 3:
+                finished |= min(run.evaluations[-3:]) >= args.stop_at_return
+
+        # Save
+        if finished or interrupt.number or run.env_step - saved_at >= args.save_interval:
+            saved_at, run.seconds = run.env_step, logger.seconds()
+            everything = whole_state(agent, buffer, crew)
+            everything["unfinished"] = [logger.returns.tolist(), logger.lengths.tolist()]
+            save_checkpoint(run_dir / "checkpoint.pt", args, run, everything)
+            if interrupt.number:
+                break
+
+    logger.close()
+    crew.close()
+    eval_env.close()
+    interrupt.end(run, run_dir, finished)
+    return run_dir
+
+
+@torch.no_grad()
+def evaluate(
+    policy: Callable[[Tensor], Tensor],
+    env: MultiAgentEnv,
+    args: Args,
+    env_step: int,
+    video_dir: Path,
+) -> dict[str, float]:
+    returns, lengths = [], []
+    for episode in range(args.eval_episodes):
+        step = env.reset(args.seed + 10_000 + env_step + episode)
+        total, length = 0.0, 0
+        while step.live.any():
+            action = policy(to_tensor(step.obs, args.device).unsqueeze(0))[0].cpu()
+            step = env.step((action.argmax(-1) if env.discrete else action).numpy())
+            total, length = total + float(step.reward.sum()), length + 1
+        returns.append(total)
+        lengths.append(length)
+    return {
+        "mean_return": float(np.mean(returns)),
+        "std_return": float(np.std(returns)),
+        "min_return": min(returns),
+        "max_return": max(returns),
+        "mean_length": float(np.mean(lengths)),
+        "episodes": len(returns),
+    }
+
+
+# From here on housekeeping: the log, checkpoints, flags. Nothing below is particular to MADDPG.
+
+
+# [shared: logger]
+class Logger:
+    """A run folder's episodes.csv, evaluations.csv and TensorBoard events; the progress bar."""
+
+    COLUMNS = {
+        "episodes": "env_step,episodic_return,episodic_length,seconds",
+        "evaluations": "env_step,seconds,mean_return,std_return,min_return,max_return,mean_length,"
+        "episodes",
+    }
+
+    def __init__(self, args: Args, run_dir: Path, env_step: int, seconds: float) -> None:
+        self.started, self.seconds_before = (env_step, time.time()), seconds
+        self.files = {name: self.open_csv(run_dir, name, env_step) for name in self.COLUMNS}
+        if args.track:
+            self.start_wandb(args, run_dir)  # before TensorBoard's writer, which it listens to
+        self.tensorboard = SummaryWriter(str(run_dir), purge_step=env_step)
+        hide = None if args.progress else True  # None hides it where there is no terminal
+        total = args.total_timesteps
+        self.bar = tqdm(total=total, initial=env_step, unit=" steps", disable=hide)
+        self.returns = np.zeros(args.num_envs)
+        self.lengths = np.zeros(args.num_envs, dtype=int)
+        self.next_losses = env_step
+
+    def open_csv(self, run_dir: Path, name: str, env_step: int) -> TextIO:
+        """Open to append, cut back to env_step: a resumed run forgets what its checkpoint lacks."""
+        path, size = run_dir / f"{name}.csv", 0
+        for row in path.read_text().splitlines(keepends=True) if path.exists() else []:
+            step = row.split(",")[0]
+            if not row.endswith("\n") or (step.isdigit() and int(step) > env_step):
+                break
+            size += len(row)
+        file = path.open("a", buffering=1)  # a row reaches the disk when it is complete
+        file.truncate(size)
+        if size == 0:
+            file.write(self.COLUMNS[name] + "\n")
+        return file
+
+    def start_wandb(self, args: Args, run_dir: Path) -> None:
+        try:
+            import wandb
+        except ImportError:
+            fail("--track needs the package wandb: pip install wandb")
+        wandb.init(
+            project=args.wandb_project_name,
+            entity=args.wandb_entity,
+            id=run_dir.name,  # the same in a resumed run, so that it goes on with its curves
+            resume="allow",
+            dir=run_dir,
+            config=dataclasses.asdict(args),
+            sync_tensorboard=True,
+        )
+
+    def seconds(self) -> float:
+        """Time in training, over all the parts of a resumed run."""
+        return self.seconds_before + time.time() - self.started[1]
+
+    def row(self, name: str, env_step: int, values: dict[str, Any]) -> None:
+        """Append a row to episodes.csv or evaluations.csv."""
+        values = {**values, "env_step": env_step, "seconds": round(self.seconds(), 2)}
+        columns = self.COLUMNS[name].split(",")
+        self.files[name].write(",".join(str(values[column]) for column in columns) + "\n")
+
+    def step(self, env_step: int, reward: np.ndarray, ended: np.ndarray) -> None:
+        """Count a step of all environments, and log the episodes that it ended."""
+        self.bar.update(len(reward))
+        self.returns += reward
+        self.lengths += 1
+        for i in np.flatnonzero(ended):
+            episode = {"episodic_return": self.returns[i], "episodic_length": self.lengths[i]}
+            self.row("episodes", env_step, episode)
+            for tag, value in episode.items():
+                self.tensorboard.add_scalar(f"charts/{tag}", value, env_step)
+            self.bar.set_postfix_str(f"return {self.returns[i]:.1f}", refresh=False)
+            self.returns[i], self.lengths[i] = 0.0, 0
+
+    def losses(self, env_step: int, losses: dict[str, Tensor]) -> None:
+        """Fail if a loss is not finite; log the losses and the speed every thousand steps."""
+        for name, loss in losses.items():
+            if not math.isfinite(loss):
+                fail(f"{name} is {loss:g} at step {env_step}; the last checkpoint is kept", code=1)
+        if env_step < self.next_losses:
+            return
+        self.next_losses = env_step + 1_000
+        for name, loss in losses.items():
+            self.tensorboard.add_scalar(f"losses/{name}", float(loss), env_step)
+        first_step, start = self.started
+        sps = (env_step - first_step) / (time.time() - start)
+        self.tensorboard.add_scalar("charts/SPS", sps, env_step)
+
+    def evaluation(self, env_step: int, result: dict[str, float]) -> None:
+        self.row("evaluations", env_step, result)
+        for name in ("return", "length"):
+            self.tensorboard.add_scalar(f"eval/episodic_{name}", result[f"mean_{name}"], env_step)
+        mean, std = result["mean_return"], result["std_return"]
+        self.bar.write(
+            f"step {env_step}, {self.seconds():.0f} s: evaluation {mean:.1f} ± {std:.1f}"
+        )
+
+    def close(self) -> None:
+        self.bar.close()
+        self.tensorboard.close()
+        for file in self.files.values():
+            file.close()
+
+
+# [/shared]
+# [shared: checkpoint]
+@dataclass
+class Progress:
+    """The counters of a run."""
+
+    env_step: int = 0
+    updates: int = 0
+    seconds: float = 0.0
+    best_return: float = -math.inf
+    evaluations: list[float] = dataclasses.field(default_factory=list)  # mean returns
+
+
+def save_checkpoint(path: Path, args: Args, run: Progress, state: dict[str, Any]) -> None:
+    """Write beside path, then rename: a kill at any instant leaves the old file or the new one."""
+    settings = dataclasses.asdict(args) | {"resume": None, "evaluate": None, "run_dir": None}
+    temporary = path.with_suffix(".tmp")
+    try:
+        with temporary.open("wb") as file:
+            torch.save({"script": SCRIPT, "args": settings, "run": vars(run), **state}, file)
+            os.fsync(file.fileno())
+        temporary.replace(path)
+    except (OSError, RuntimeError) as error:  # RuntimeError is what torch makes of a full disk
+        temporary.unlink(missing_ok=True)
+        fail(f"cannot write {path} ({error}); the checkpoint before it is kept", code=1)
+
+
+def load_checkpoint(path: Path) -> dict[str, Any]:
+    """Read what save_checkpoint wrote. weights_only: a file from a stranger runs no code."""
+    if not path.is_file():
+        fail(f"there is no {path}; give a run folder that holds one, such as runs/Pendulum-v1__...")
+    try:
+        checkpoint = torch.load(path, map_location="cpu", weights_only=True)
+        script = checkpoint["script"]
+    except Exception as error:  # what a damaged or malicious file raises is open-ended
+        reason = str(error).split("\n")[0]
+        fail(f"{path} is damaged or not a checkpoint, and nothing in it was run ({reason})")
+    if script != SCRIPT:
+        fail(f"{path} was written by {script}.py, and only that script can use it")
+    return checkpoint
+
+
+# [/shared]
+def whole_state(agent: Agent, buffer: ReplayBuffer, crew: Alone | Cluster) -> dict[str, Any]:
+    """What a run is: networks, optimizers, buffer, generators, and the unfinished episodes.
+
+    Of a cluster the episodes are left out, and the generators of its workers.
+    """
+    return {
+        "agent": agent.state_dict(),
+        "buffer": buffer.state_dict(),
+        "torch_rng": [torch.get_rng_state(), *torch.cuda.get_rng_state_all()],
+        "player": crew.player.state() if isinstance(crew, Alone) else None,
+    }
+
+
+def restore(
+    checkpoint: dict[str, Any], agent: Agent, buffer: ReplayBuffer, crew: Alone | Cluster
+) -> Progress:
+    """Put back what whole_state took, and return the run's counters."""
+    agent.load_state_dict(checkpoint["agent"])
+    buffer.load_state_dict(checkpoint["buffer"])
+    if isinstance(crew, Alone) and checkpoint["player"]:
+        crew.player.restore(checkpoint["player"])
+    torch.set_rng_state(checkpoint["torch_rng"][0])
+    for i, state in enumerate(checkpoint["torch_rng"][1 : 1 + torch.cuda.device_count()]):
+        torch.cuda.set_rng_state(state, i)
+    return Progress(**checkpoint["run"])
+
+
+# [shared: interrupt]
+class Interrupt:
+    """Notes Ctrl-C or SIGTERM, for the run to save and end; a second one ends it at once."""
+
+    def __init__(self) -> None:
+        self.number = 0
+        signal.signal(signal.SIGINT, self.note)
+        signal.signal(signal.SIGTERM, self.note)
+
+    def note(self, number: int, frame: Any) -> None:
+        self.number = number
+        signal.signal(number, signal.SIG_DFL)
+        print(f"\n{SCRIPT}: saving as soon as it can; again to end at once", file=sys.stderr)
+
+    def end(self, run: Progress, run_dir: Path, finished: bool) -> None:
+        """Say that the run is done; or how to go on with it, and exit as the signal does."""
+        if finished:
+            print(f"done: {run_dir}")
+        else:
+            print(f"saved step {run.env_step}; go on with: python {sys.argv[0]} --resume {run_dir}")
+            raise SystemExit(128 + self.number)
+
+
+# [/shared]
+# [shared: torch]
+def start_torch(args: Args) -> None:
+    """Seed, choose the device, and let float32 products run on the fastest path."""
+    torch.manual_seed(args.seed)
+    if args.device == "cuda" and not torch.cuda.is_available():
+        fail("--device is cuda, and PyTorch finds no GPU here; use --device cpu")
+    if args.device == "auto":
+        args.device = "cuda" if torch.cuda.is_available() else "cpu"
+    torch.backends.cudnn.deterministic = args.torch_deterministic
+    # On a CPU this takes oneDNN in place of MKL: products in half the time, in float32 unless the
+    # CPU multiplies bfloat16 matrices in hardware. On a GPU it means TF32 or bfloat16.
+    torch.set_float32_matmul_precision("medium")
+
+
+def compiled(function: Callable, args: Args) -> Callable:
+    """The function in one compiled graph; plain with --no-compile or without a C++ compiler."""
+    if args.bfloat16:  # no cache of cast weights: they change in the middle of an update
+        function = torch.autocast(args.device, torch.bfloat16, cache_enabled=False)(function)
+    if not args.compile:
+        return function
+    if args.device == "cpu" and not (shutil.which("g++") or shutil.which("clang++")):
+        print(f"{SCRIPT}: no C++ compiler is found, so updates run uncompiled, a third slower")
+        return function
+    torch._dynamo.config.trace_autograd_ops = True  # lets the graph hold torch.autograd.grad
+    return torch.compile(function, fullgraph=True)
+
+
+def to_tensor(array: np.ndarray, device: str) -> Tensor:
+    return torch.as_tensor(array, dtype=torch.float32, device=device)
+
+
+# [/shared]
+# What a flag may be, and which flags a resumed run may not change.
+AT_LEAST_1 = """total_timesteps num_envs actor_hidden_sizes critic_hidden_sizes batch_size
+    buffer_size update_interval eval_interval eval_episodes save_interval"""
+AT_LEAST_0 = """seed actor_learning_rate critic_learning_rate learning_starts noise_start noise_end
+    noise_decay_steps max_grad_norm gumbel_temperature output_penalty num_collectors num_learners
+    per_alpha"""
+FROM_0_TO_1 = "gamma tau per_beta_start per_beta_end"
+FIXED = """env_id seed num_envs action_type actor_hidden_sizes critic_hidden_sizes critic
+    buffer_size prioritized_replay per_variant per_alpha"""
+
+
+# [shared: bad input]
+def fail(message: str, code: int = 2) -> NoReturn:
+    """End the program with one sentence and an exit code: 2 for bad input, 1 for a fault."""
+    print(f"{SCRIPT}: {message}", file=sys.stderr)
+    raise SystemExit(code)
+
+
+def check_args(args: Args) -> None:
+    """Fail if a flag is out of its range."""
+    ranges = (AT_LEAST_1, 1, math.inf), (AT_LEAST_0, 0, math.inf), (FROM_0_TO_1, 0, 1)
+    for names, low, high in ranges:
+        for name in names.split():
+            for value in np.atleast_1d(getattr(args, name)).tolist():
+                if not low <= value <= high:
+                    flag = name.replace("_", "-")
+                    fail(f"--{flag} is {value}, and must lie between {low} and {high}")
+
+
+# [/shared]
+# [shared: run folder]
+def open_run(args: Args) -> Path:
+    """Make the run folder, or take the one to resume, and write args.json there."""
+    name = f"{args.env_id}__{args.exp_name}__{args.seed}__{int(time.time())}".replace("/", "-")
+    run_dir = args.resume or args.run_dir or Path("runs") / name
+    if not args.resume and (run_dir / "checkpoint.pt").exists():
+        fail(f"{run_dir} holds a run: go on with --resume {run_dir}, or take another --run-dir")
+    run_dir.mkdir(parents=True, exist_ok=True)
+    (run_dir / "args.json").write_text(json.dumps(dataclasses.asdict(args), default=str, indent=2))
+    return run_dir
+
+
+# [/shared]
+def play(args: Args, checkpoint: dict[str, Any] | None, path: Path | None) -> None:
+    """Print what the policy that --evaluate names returns over whole episodes."""
+    start_torch(args)
+    env = make_env(args, film=args.capture_video)
+    agent = Agent(env, args).to(args.device)
+    policy: Callable[[Tensor], Tensor] = agent.act
+    if args.evaluate == "random":
+        policy = lambda obs: agent.random(len(obs))  # noqa: E731
+    env_step, videos = 0, Path("videos")
+    if checkpoint and path:
+        agent.load_state_dict(checkpoint["agent"])
+        env_step, videos = checkpoint["run"]["env_step"], path.parent / "videos"
+    result = evaluate(policy, env, args, env_step, videos)
+    env.close()
+    print(
+        "return {mean_return:.1f} ± {std_return:.1f} over {episodes:.0f} episodes, from "
+        "{min_return:.1f} to {max_return:.1f}; mean length {mean_length:.0f}".format(**result)
+    )
+
+
+# [shared: main]
+def main() -> None:
+    """Read the flags; beside --resume and --evaluate, those not given are the run's own."""
+    args, checkpoint, path = tyro.cli(Args), None, None
+    if args.resume:
+        path = args.resume / "checkpoint.pt"
+    elif args.evaluate not in (None, "untrained", "random"):
+        path = Path(str(args.evaluate))
+        path = path if path.suffix == ".pt" else path / "best.pt"
+    if path:
+        checkpoint = load_checkpoint(path)
+        saved = Args(**checkpoint["args"])
+        args = tyro.cli(Args, default=saved)
+        for name in FIXED.split():
+            if getattr(args, name) != getattr(saved, name):
+                fail(f"{path} has {name} {getattr(saved, name)}, which cannot be changed")
+        if args.resume and checkpoint["run"]["env_step"] >= args.total_timesteps:
+            fail(f"{args.resume} is finished; a larger --total-timesteps makes it go on")
+    check_args(args)
+    try:
+        if args.evaluate:
+            play(args, checkpoint, path)
+        else:
+            train(args, checkpoint)
+    except OSError as error:  # a full disk, a folder that may not be written
+        fail(str(error), code=1)
+
+
+if __name__ == "__main__":
+    main()
+# [/shared]
+
+
+# What this file needs, for "uv run" and "pip install --requirements-from-script" (PEP 723):
+# /// script
+# requires-python = ">=3.10"
+# dependencies = [
+#     "torch==2.13.0",
+#     "gymnasium==1.4.0",
+#     'numpy==2.4.6; python_version >= "3.11"',
+#     'numpy==2.2.6; python_version < "3.11"',
+#     "pygame-ce==2.5.8",
+#     "box2d==2.3.10",
+#     "mujoco==3.17.0",
+#     "dm-control==1.0.50",
+#     "shimmy==2.0.1",
+#     "pybullet==3.2.7",
+#     "pybullet-envs-gymnasium==0.6.0",
+#     "ale-py==0.12.1",
+#     "tyro==1.0.17",
+#     "tensorboard==2.21.0",
+#     "wandb==0.31.0",
+#     "tqdm==4.70.1",
+#     "moviepy==2.2.1",
+# ]
+# ///

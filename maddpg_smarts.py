@@ -15,21 +15,31 @@ Watch:  tensorboard --logdir runs
 
 from __future__ import annotations
 
+import atexit
+import contextlib
 import copy
 import dataclasses
 import difflib
+import hashlib
 import importlib
-import importlib.util
 import json
+import logging
 import math
+import multiprocessing
 import os
 import pkgutil
 import shutil
 import signal
+import subprocess
 import sys
+import tempfile
 import time
+import warnings
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass
+from importlib.metadata import version
+from importlib.util import find_spec
+from multiprocessing.connection import Connection
 from pathlib import Path
 from typing import Any, Literal, NamedTuple, NoReturn, TextIO
 
@@ -53,9 +63,20 @@ class Args:
     # one step all agents act.
     env_id: str = "smarts/intersection-4lane-v0"  # or PettingZoo's, as mpe2/simple_spread_v3
     total_timesteps: int = 100_000  # length of the training
-    num_envs: int = 1  # environments stepped side by side
-    seed: int = 1  # of the networks, the noise and the environments
-    action_type: Literal["lane", "continuous"] = "lane"  # discrete, or numbers in [-1, 1]
+    num_envs: int = 1  # environments side by side; those of SMARTS in processes of their own
+    seed: int = 1  # of the networks, the actions and the episodes
+    action_type: Literal["lane", "continuous"] = "lane"  # choose a manoeuvre, or steer and brake
+
+    # The crossing
+    traffic: Literal["none", "light", "dense"] = "light"  # other cars on it
+    turn: Literal["any", "left", "straight", "right"] = "any"  # any: drawn for each agent, episode
+    image: bool = False  # see the surroundings from above as well, in 32 x 32 pixels
+    horizon: int = 400  # steps of 0.1 s after which an episode is cut off
+    collision_reward: float = -50.0  # for hitting another car, which ends an agent's task
+    off_road_reward: float = -50.0  # for leaving the road or the route, which ends it as well
+    goal_reward: float = 20.0  # for arriving
+    progress_reward: float = 0.1  # for every metre that the goal has come nearer
+    distance_reward: float = 0.05  # for every metre driven
 
     # Networks, one of each kind per agent
     actor_hidden_sizes: tuple[int, ...] = (64, 64)  # units of each hidden layer
@@ -210,55 +231,59 @@ class MultiAgentEnv:
         return Step(last_obs * live[:, None], reward, terminated, truncated, live, last_obs)
 
 
+def episode_seed(*numbers: int) -> int:
+    """A seed of 32 bits that other numbers would not have given."""
+    return int(np.random.SeedSequence(numbers).generate_state(1)[0])
+
+
 # [/shared]
 # [shared: pettingzoo]
 class PettingZoo(MultiAgentEnv):
     """Any environment with PettingZoo's parallel interface."""
 
-    def __init__(self, env_id: str, continuous: bool, film: bool) -> None:
-        package, name = env_id.replace("/", ".").rsplit(".", 1)
+    def __init__(self, args: Args, film: bool) -> None:
+        package, name = args.env_id.replace("/", ".").rsplit(".", 1)
         mode = {"render_mode": "rgb_array"} if film else {}
         try:
             make = importlib.import_module(f"{package}.{name}").parallel_env
-            try:
-                self.env = make(continuous_actions=continuous, **mode)  # MPE has both kinds
+            try:  # MPE has both kinds of actions
+                self.env = make(continuous_actions=args.action_type == "continuous", **mode)
             except TypeError:
                 self.env = make(**mode)
         except (ImportError, AttributeError) as error:
             near = ""
-            if importlib.util.find_spec(package.split(".")[0]):
+            if find_spec(package.split(".")[0]):
                 modules = pkgutil.iter_modules(importlib.import_module(package).__path__)
-                names = difflib.get_close_matches(name, [module.name for module in modules])
-                near = f"; did you mean {' or '.join(names)}?" if names else ""
-            fail(f"cannot make {env_id}: {error}{near} (pip install -r requirements-smarts.txt)")
+                close = difflib.get_close_matches(name, [module.name for module in modules])
+                near = f"; did you mean {' or '.join(close)}?" if close else ""
+            missing = "pip install -r requirements-smarts.txt installs MPE"
+            fail(f"cannot make {args.env_id}: {error}{near} ({missing})")
         self.names = list(self.env.possible_agents)
         spaces = [self.env.action_space(name) for name in self.names]
         self.space = spaces[0]
         self.discrete = isinstance(self.space, gym.spaces.Discrete)
         bounded = isinstance(self.space, gym.spaces.Box) and self.space.is_bounded()
         if not (self.discrete or bounded) or any(space != self.space for space in spaces):
-            kinds = ", ".join(map(str, dict.fromkeys(map(str, spaces))))
-            fail(f"{env_id} has the actions {kinds}; all agents need one Discrete or bounded Box")
+            kinds = " and ".join(sorted({str(space) for space in spaces}))
+            fail(f"{args.env_id} has actions {kinds}; all agents need one Discrete or bounded Box")
         sizes = [gym.spaces.flatdim(self.env.observation_space(name)) for name in self.names]
         self.obs_size = max(sizes)
         self.action_size = gym.spaces.flatdim(self.space)  # of a Discrete, its number of actions
         self.fps = self.env.metadata.get("render_fps", 10)
 
     def begin(self, seed: int) -> Step:
-        obs, _ = self.env.reset(seed=seed)
-        return self.pack(self.flat(obs), {})
+        return self.pack(self.flat(self.env.reset(seed=seed)[0]), {})
 
     def advance(self, action: np.ndarray) -> Step:
         if self.discrete:
-            moves = [int(move) + int(self.space.start) for move in action]
+            moves = [int(move + self.space.start) for move in action]
         else:
             low, high = self.space.low, self.space.high
             share = (np.clip(action, -1, 1).astype(np.float32) + 1) / 2
             moves = [low + part.reshape(low.shape) * (high - low) for part in share]
         acting = {name: moves[i] for i, name in enumerate(self.names) if self.live[i]}
         obs, reward, terminated, truncated, _ = self.env.step(acting)
-        ended = {
-            # That a time limit came in the same step changes nothing: the task is over.
+        ended = {  # where a task ends at its time limit, it has ended: nothing more can be earned
             name: (terminated[name], truncated[name] and not terminated[name], reward[name])
             for name in acting
         }
@@ -266,7 +291,8 @@ class PettingZoo(MultiAgentEnv):
 
     def flat(self, obs: dict[str, Any]) -> dict[str, np.ndarray]:
         space = self.env.observation_space
-        return {name: gym.spaces.flatten(space(name), value) for name, value in obs.items()}
+        flatten: Any = gym.spaces.flatten
+        return {name: flatten(space(name), value) for name, value in obs.items()}
 
     def frame(self) -> np.ndarray:
         return self.env.render()
@@ -275,11 +301,362 @@ class PettingZoo(MultiAgentEnv):
         self.env.close()
 
 
-def make_env(args: Args, film: bool = False) -> MultiAgentEnv:
-    """The environment of --env-id; fails if there is none, or its agents' actions differ."""
+# [/shared]
+# [shared: crossing]
+class Crossing(MultiAgentEnv):
+    """Four cars, one from each arm of a crossing, in SMARTS 2.0.1 with SUMO's traffic around them.
+
+    Each is to turn left or right or go straight on, as drawn for every episode, and is to come
+    within 2 m of its goal behind the crossing. A collision, leaving the road or the route, and the
+    goal end an agent's task. What it sees is [goal, place in the lane, speed, steering, how the
+    lane bends, its nearest neighbours] three times, of the last three moments. PYTHONHASHSEED must
+    have been 0 when the interpreter started, or else no episode can be repeated; see Apart.
+    """
+
+    names = ["north", "east", "south", "west"]  # the arms, clockwise; see scenarios/
+    TURNS = {"left": (1, [1]), "straight": (2, [0, 1]), "right": (3, [0])}  # arms on, and lanes
+    MOVES = ["keep_lane", "slow_down", "change_lane_right", "change_lane_left"]
+    FRAMES, HEADINGS, NEIGHBOURS, SIDE = 3, 20, 8, 32  # SIDE: of the image, in pixels
+    RADIUS, SPEED, METRES = 50.0, 15.0, 1.5  # of sight [m]; a car's usual one [m/s]; of a pixel
+
+    def __init__(self, args: Args) -> None:
+        try:
+            import smarts.core.sumo_traffic_simulation  # noqa: F401 (and with it all the rest)
+        except ImportError as error:
+            fail(f"{args.env_id} needs SMARTS: pip install -r requirements-smarts.txt ({error})")
+        logging.disable(logging.WARNING)  # SMARTS and SUMO warn of what is meant to be
+        warnings.filterwarnings("ignore")
+        self.args, self.folder = args, built_scenario()
+        self.ground = np.load(self.folder / "ground.npy")  # [600, 600], 4 pixels a metre
+        self.pixels = self.FRAMES * self.SIDE**2 if args.image else 0
+        self.numbers = 5 + self.HEADINGS + 4 * self.NEIGHBOURS
+        self.obs_size = self.FRAMES * self.numbers + self.pixels
+        self.discrete = args.action_type == "lane"
+        self.action_size = len(self.MOVES) if self.discrete else 2
+        self.sim: Any = None
+
+    def start_simulator(self) -> None:
+        """A SMARTS with a SUMO of its own, in place of the one before."""
+        from smarts.core import agent_interface as of
+        from smarts.core.controllers import ActionSpaceType
+        from smarts.core.scenario import Scenario
+        from smarts.core.smarts import SMARTS
+        from smarts.core.sumo_traffic_simulation import SumoTrafficSimulation
+
+        self.close()
+        interface = of.AgentInterface(
+            waypoint_paths=of.Waypoints(lookahead=self.HEADINGS),
+            neighborhood_vehicle_states=of.NeighborhoodVehicles(radius=self.RADIUS),
+            action=ActionSpaceType.Lane if self.discrete else ActionSpaceType.Continuous,
+        )
+        self.sumo = SumoTrafficSimulation(headless=True)
+        flags = self.sumo._base_sumo_load_params  # with this one of them SUMO 1.28 crashes:
+        lanechange = "--lanechange.duration"
+        self.sumo._base_sumo_load_params = lambda: [
+            flag for flag in flags() if not flag.startswith(lanechange)
+        ]
+        self.sim = SMARTS(dict.fromkeys(self.names, interface), traffic_sims=[self.sumo])
+        self.logs = tempfile.TemporaryDirectory(prefix="foliorl-")  # else files pile up at home
+        traffic = [str(self.folder / f"{self.args.traffic}.rou.xml")]
+        traffic = [] if self.args.traffic == "none" else traffic
+        self.scenario = Scenario(str(self.folder), traffic, log_dir=self.logs.name)
+        self.scenario.unique_sumo_log_file = lambda: f"{self.logs.name}/sumo"
+
+    def missions(self, random: np.random.Generator) -> dict[str, Any]:
+        """Where each agent begins, and what its goal is."""
+        from smarts.core.coordinates import Heading, RefLinePoint
+        from smarts.core.plan import NavigationMission, PositionalGoal, Start
+        from smarts.core.utils.core_math import vec_to_radians
+        from smarts.sstudio.sstypes import TrapEntryTactic
+
+        # Enter at once, at 5 m/s, and not in the place of one of SUMO's cars.
+        entry = TrapEntryTactic(0.0, 0.0, exclusion_prefixes=("car",), default_entry_speed=5.0)
+        roads, missions = self.scenario.road_map, {}
+        for arm, name in enumerate(self.names):
+            turn = self.args.turn if self.args.turn != "any" else random.choice(list(self.TURNS))
+            arms_on, lanes = self.TURNS[turn]
+            lane = int(random.choice(lanes))
+            come = roads.road_by_id(f"{name}-in").lane_at_index(lane)
+            leave = roads.road_by_id(f"{self.names[(arm + arms_on) % 4]}-out").lane_at_index(lane)
+            at = random.uniform(5, 35)  # metres into the arm
+            heading = Heading(vec_to_radians(come.vector_at_offset(at)[:2]))
+            missions[name] = NavigationMission(
+                Start(come.from_lane_coord(RefLinePoint(s=at)).as_np_array[:2], heading),
+                PositionalGoal(leave.from_lane_coord(RefLinePoint(s=40)), radius=2),
+                entry_tactic=entry,
+            )
+        return missions
+
+    def begin(self, seed: int) -> Step:
+        import smarts.core
+        from smarts.core import coordinates
+
+        coordinates._numpy_points.clear()  # caches that SMARTS never empties: 20 kB a step
+        coordinates._shapely_points.clear()
+        for _ in range(3):
+            if self.sim is None or not self.sumo.connected:
+                self.start_simulator()
+            smarts.core.seed(seed)
+            self.scenario._missions = self.missions(np.random.default_rng(seed))
+            try:
+                obs = self.sim.reset(self.scenario)
+                # The first agent's arrival ends the reset; the others come a little later.
+                brake = "slow_down" if self.discrete else (0.0, 1.0, 0.0)
+                for _waited in range(100):
+                    if len(obs) == len(self.names):
+                        break
+                    obs = self.sim.step(dict.fromkeys(obs, brake))[0]
+                if self.sumo.connected and len(obs) == len(self.names):
+                    break
+            except Exception as error:  # SMARTS has many ways of failing, and destroys itself
+                print(f"{SCRIPT}: SMARTS did not start ({error}), and is started anew")
+            self.close()
+        else:
+            fail("SMARTS did not start an episode in three attempts", code=1)
+        self.t, self.last = 0, dict(obs)
+        self.ends: dict[str, str] = {}
+        self.seconds: dict[str, float] = {}
+        stack = [np.tile(self.look(obs[name]), (self.FRAMES, 1)) for name in self.names]
+        self.stack = dict(zip(self.names, stack))
+        return self.pack({name: self.flat(name) for name in self.names}, {})
+
+    def advance(self, action: np.ndarray) -> Step:
+        acting = [name for name, live in zip(self.names, self.live) if live]
+        moves: dict[str, Any] = {}
+        for name, move in zip(self.names, action):
+            if self.discrete:
+                moves[name] = self.MOVES[int(move)]
+            else:  # one number for throttle and brake; positive steering turns right
+                pedal, steering = np.clip(move, -1, 1).tolist()
+                moves[name] = (max(pedal, 0.0), max(-pedal, 0.0), steering)
+        try:
+            obs = self.sim.step({name: moves[name] for name in acting})[0]
+            reason = "" if self.sumo.connected else "SUMO has died"
+        except Exception as error:
+            obs, reason = {}, f"SMARTS has failed ({error})"
+        self.t += 1
+        if reason:  # without SUMO, SMARTS would go on silently on empty roads
+            print(f"{SCRIPT}: {reason}; the episode is cut off, and a new simulator started")
+            self.close()
+            return self.pack(
+                {name: self.flat(name) for name in acting},
+                {name: (False, True, 0.0) for name in acting},
+            )
+        ended = {}
+        for name in acting:
+            before, self.last[name] = self.last[name], obs[name]
+            reward, end = judge(before, obs[name], self.args)
+            if end:
+                self.ends[name] = end
+                self.seconds[name] = self.t * obs[name].dt
+            ended[name] = bool(end), not end and self.t >= self.args.horizon, reward
+            self.stack[name] = np.concatenate([self.look(obs[name])[None], self.stack[name][:-1]])
+        return self.pack({name: self.flat(name) for name in acting}, ended)
+
+    def flat(self, name: str) -> np.ndarray:
+        """The last three frames, newest first: their numbers, and then their images."""
+        stack = self.stack[name]
+        return np.concatenate([stack[:, : self.numbers].ravel(), stack[:, self.numbers :].ravel()])
+
+    def look(self, obs: Any) -> np.ndarray:
+        """One frame: about 57 numbers between -1 and 1, and with --image its pixels."""
+        ego = obs.ego_vehicle_state
+        at, heading = np.array(ego.position[:2]), float(ego.heading)  # 0 is north, anticlockwise
+        forward = np.array([-np.sin(heading), np.cos(heading)])
+        axes = np.array([forward, [forward[1], -forward[0]]])  # forward, right
+        lane = min(obs.waypoint_paths, key=lambda path: path[0].dist_to(ego.position))
+        errors = [float(point.relative_heading(ego.heading)) for point in lane[: self.HEADINGS]]
+        errors += errors[-1:] * (self.HEADINGS - len(errors))  # near the end of the road
+        goal = axes @ (np.array(ego.mission.goal.position[:2]) - at) / 100
+        aside = lane[0].signed_lateral_error(ego.position) / lane[0].lane_width
+        near = np.tile([1.0, 0.0, 0.0, 0.0], (self.NEIGHBOURS, 1))  # nobody: far away
+        others = [(np.array(o.position[:2]) - at, o) for o in obs.neighborhood_vehicle_states]
+        others.sort(key=lambda other: float(other[0] @ other[0]))
+        for row, (offset, other) in zip(near, others):
+            row[0] = np.linalg.norm(offset) / self.RADIUS
+            row[1] = (other.speed - ego.speed) / self.SPEED
+            row[2:] = axes @ offset / self.RADIUS
+        own = [*goal, aside, ego.speed / self.SPEED, float(ego.steering)]
+        parts: list[Any] = [own, errors, near.ravel()]
+        if self.args.image:  # grey for the road, white for the others
+            ahead = (self.SIDE / 2 - 0.5 - np.arange(self.SIDE)) * self.METRES
+            points = at + ahead[:, None, None] * axes[0] - ahead[None, :, None] * axes[1]
+            column, row = 4 * (points[..., 0] + 75), 4 * (75 - points[..., 1])
+            inside = (np.minimum(row, column) >= 0) & (np.maximum(row, column) < 600)
+            image = np.zeros((self.SIDE, self.SIDE), np.float32)
+            image[inside] = 0.3 * (
+                self.ground[row[inside].astype(int), column[inside].astype(int)] > 0
+            )
+            for _, other in others:
+                image[covered(points, other.position, other.heading, other.bounding_box)] = 1.0
+            parts.append(image.ravel())
+        return np.concatenate(parts).astype(np.float32)
+
+    COLOURS = np.array([[86, 122, 80], [92, 92, 96], [190, 190, 190], [222, 186, 70]], np.uint8)
+    EGOS = np.array([[231, 76, 60], [52, 152, 219], [241, 196, 15], [155, 89, 182]], np.uint8)
+
+    def frame(self) -> np.ndarray:
+        """The crossing from above, 150 m wide: the four agents and their goals in colours."""
+        image = self.COLOURS[self.ground]
+        axis = (np.arange(600) + 0.5) / 4 - 75
+        points = np.stack(np.meshgrid(axis, -axis), axis=-1)
+        for car in self.sim.vehicle_index.vehicles if self.sim else []:
+            image[covered(points, car.position, car.heading, car.chassis.dimensions)] = 235
+        for name, colour, live in zip(self.names, self.EGOS, self.live):
+            ego = self.last[name].ego_vehicle_state
+            goal = np.linalg.norm(points - ego.mission.goal.position[:2], axis=-1)
+            image[(goal < 2) & (goal > 1.4)] = colour
+            if live:
+                image[covered(points, ego.position, ego.heading, ego.bounding_box)] = colour
+        return image
+
+    def metrics(self) -> dict[str, float]:
+        """Of the episode that has ended, per agent."""
+        ends, share = list(self.ends.values()), 1 / len(self.names)
+        arrived = [self.seconds[name] for name, end in self.ends.items() if end == "goal"]
+        return {
+            "completion_rate": share * ends.count("goal"),  # the goal is a circle of 2 m
+            "collision_rate": share * ends.count("collision"),
+            "off_road_rate": share * ends.count("off road"),
+            "seconds_to_cross": float(np.mean(arrived)) if arrived else math.nan,
+        }
+
+    def close(self) -> None:
+        if self.sim is not None:
+            with contextlib.suppress(Exception):  # of one that has died
+                self.sim.destroy()
+            self.sim = None
+            self.logs.cleanup()
+
+
+def judge(before: Any, obs: Any, args: Args) -> tuple[float, str]:
+    """The reward of a step, from an agent's observations before and after it, and what ended it."""
+    goal = obs.ego_vehicle_state.mission.goal.position[:2]
+    there, here = (o.ego_vehicle_state.position[:2] for o in (before, obs))
+    reward = args.progress_reward * (math.dist(there, goal) - math.dist(here, goal))
+    reward += args.distance_reward * math.dist(there, here)
+    if obs.events.collisions:
+        return reward + args.collision_reward, "collision"
+    if obs.events.off_road or obs.events.off_route:
+        return reward + args.off_road_reward, "off road"
+    if obs.events.reached_goal:
+        return reward + args.goal_reward, "goal"
+    return reward, ""
+
+
+def covered(points: np.ndarray, position: Any, heading: Any, size: Any) -> np.ndarray:
+    """Which of the points [H, W, 2] lie under a car that stands at position."""
+    away = points - np.array(position[:2])
+    sin, cos = np.sin(float(heading)), np.cos(float(heading))
+    along, across = away @ [-sin, cos], away @ [cos, sin]
+    return (abs(along) < size.length / 2) & (abs(across) < size.width / 2)
+
+
+def built_scenario() -> Path:
+    """The folder of the crossing as SMARTS reads it, built where its source has changed."""
+    source = Path(__file__).parent / "scenarios" / "intersection-4lane"
+    if not (source / "build.py").exists():
+        fail(f"there is no {source}: copy the folder scenarios/ to where {SCRIPT}.py is")
+    files = b"".join(path.read_bytes() for path in sorted(source.glob("*.*")))
+    key = hashlib.sha256(files + version("eclipse-sumo").encode()).hexdigest()[:12]
+    cache = Path(os.environ.get("FOLIORL_CACHE", "~/.cache/foliorl")).expanduser()
+    folder = cache / f"intersection-4lane-{key}"
+    if not folder.exists():
+        cache.mkdir(parents=True, exist_ok=True)
+        with tempfile.TemporaryDirectory(dir=cache) as temporary:
+            command = [sys.executable, str(source / "build.py"), f"{temporary}/built"]
+            done = subprocess.run(command, capture_output=True, text=True)
+            if done.returncode:
+                fail(f"{source} cannot be built: {done.stderr}", code=1)
+            with contextlib.suppress(OSError):  # another process was faster
+                Path(temporary, "built").rename(folder)
+    return folder
+
+
+# [/shared]
+# [shared: apart]
+def serve(pipe: Connection, args: Args) -> None:
+    """Run a crossing for another process: answer what it asks for, until it hangs up."""
+    signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C reaches all processes; the run must
+    signal.signal(signal.SIGTERM, signal.SIG_IGN)  # still finish what it is at, to save it
+    env = Crossing(args)
+    pipe.send({name: getattr(env, name) for name in Apart.FACTS})
+    with contextlib.suppress(EOFError, BrokenPipeError):
+        while True:
+            method, *arguments = pipe.recv()
+            pipe.send(getattr(env, method)(*arguments))
+    env.close()
+
+
+class Apart(MultiAgentEnv):
+    """A crossing in a process of its own, started with PYTHONHASHSEED=0.
+
+    Without that, the order in Python's sets, and with it what SMARTS computes, differs from run to
+    run. Two simulators in one process would share random generators.
+    """
+
+    FACTS = "obs_size", "pixels", "action_size", "discrete"
+    names = Crossing.names
+
+    def __init__(self, args: Args) -> None:
+        os.environ["PYTHONHASHSEED"] = "0"  # for processes that begin from now on
+        spawn = multiprocessing.get_context("spawn")
+        self.pipe, theirs = spawn.Pipe()
+        self.process = spawn.Process(target=serve, args=(theirs, args), daemon=True)
+        self.process.start()
+        theirs.close()
+        atexit.register(self.close)
+        for name, value in self.answer().items():
+            setattr(self, name, value)
+
+    def answer(self) -> Any:
+        try:
+            return self.pipe.recv()
+        except EOFError:
+            self.process.join()
+            if self.process.exitcode in (1, 2):
+                raise SystemExit(self.process.exitcode) from None  # it has said why
+            fail(f"the simulator's process ended with exit code {self.process.exitcode}", code=1)
+
+    def call(self, *request: Any) -> Any:
+        self.pipe.send(request)
+        return self.answer()
+
+    def begin(self, seed: int) -> Step:
+        return self.call("reset", seed)
+
+    def send(self, action: np.ndarray) -> None:
+        super().send(action)
+        self.pipe.send(("step", action))
+
+    def receive(self) -> Step:
+        step = self.answer()
+        self.live = step.live
+        return step
+
+    def frame(self) -> np.ndarray:
+        return self.call("frame")
+
+    def metrics(self) -> dict[str, float]:
+        return self.call("metrics")
+
+    def close(self) -> None:
+        self.pipe.close()
+        self.process.join()
+
+
+def make_env(args: Args, film: bool = False, apart: bool = True) -> MultiAgentEnv:
+    """The environment of --env-id; fails if there is none, or its agents' actions differ.
+
+    apart: run SMARTS in a process of its own; without, PYTHONHASHSEED is the caller's to set.
+    """
     if "/" not in args.env_id:
         fail(f"--env-id is {args.env_id}; give a package and a name, as mpe2/simple_spread_v3")
-    return PettingZoo(args.env_id, args.action_type == "continuous", film)
+    if not args.env_id.startswith("smarts/"):
+        return PettingZoo(args, film)
+    if args.env_id != "smarts/intersection-4lane-v0":
+        fail(f"there is no {args.env_id}; did you mean smarts/intersection-4lane-v0?")
+    return Apart(args) if apart else Crossing(args)
 
 
 # [/shared]
@@ -349,6 +726,30 @@ class StackedNet(nn.Module):
         return self.layers(x)
 
 
+class Transition(NamedTuple):
+    """What one step of E environments brought."""
+
+    obs: np.ndarray  # [E, N, O]
+    action: Tensor  # [E, N, A]: numbers in [-1, 1], or a discrete action as a one-hot row
+    reward: np.ndarray  # [E, N]
+    terminated: np.ndarray  # [E, N], true where the agent's task itself ended, not its time
+    live: np.ndarray  # [E, N], true where the agent acted; else its other parts are zero
+    next_obs: np.ndarray  # [E, N, O], of an agent that ended its last observation
+    ended: np.ndarray  # [E], true where the episode is over
+
+
+class Batch(NamedTuple):
+    """Transitions to learn from: C draws of B steps. C is N if each agent draws its own, else 1."""
+
+    obs: Tensor  # [C, B, N, O]
+    action: Tensor  # [C, B, N, A]
+    reward: Tensor  # [C, B, N]
+    terminated: Tensor  # [C, B, N], 0 or 1, as is
+    live: Tensor  # [C, B, N]
+    next_obs: Tensor  # [C, B, N, O]
+    weight: Tensor  # [C, B], importance weights; 1 without priorities
+
+
 class SumTree:
     """For each of N agents a binary tree: leaves are priorities, other nodes their children's sum.
 
@@ -408,11 +809,19 @@ class Priorities:
         self.largest = torch.ones(num_agents, 1)
         self.sorted = torch.zeros(num_agents, 0)  # errors in ascending order, at the last sorting
         self.refreshed = 0
+        self.new: list[tuple[Tensor, Tensor]] = []
 
     def add(self, index: Tensor, live: Tensor) -> None:
-        """New transitions [K]; live [K, N] tells which agents acted."""
-        rows = index.expand(len(self.error), -1)
-        self.put(rows, torch.where(live.T > 0, self.largest, -1.0))
+        """Note new transitions [K]; live [K, N] tells which agents acted."""
+        self.new.append((index, live))
+
+    def enter(self) -> None:
+        """Let all new transitions in at once, which is much faster than one by one."""
+        if self.new:
+            index, live = (torch.cat(part) for part in zip(*self.new))
+            self.new = []
+            rows = index.expand(len(self.error), -1)
+            self.put(rows, torch.where(live.T > 0, self.largest, -1.0))
 
     def refresh(self, index: Tensor, td_error: Tensor) -> None:
         """The errors [N, B] of transitions that were learnt from, index [N, B]."""
@@ -426,7 +835,7 @@ class Priorities:
     def put(self, index: Tensor, error: Tensor) -> None:
         self.error.scatter_(1, index, error)
         if self.by_rank:  # 1 + how many were larger
-            larger = self.sorted.shape[1] - torch.searchsorted(self.sorted, error, right=True)
+            larger = self.sorted.shape[1] - torch.searchsorted(self.sorted, error.contiguous(), right=True)
             priority = 1 / (1 + larger.double())
         else:
             priority = error.double() + 1e-6
@@ -443,12 +852,14 @@ class Priorities:
         w_i = (n P(i))^-β / max_j w_j over the batch (section 3.4): what is drawn too often counts
         for less. The number of transitions n and the tree's total cancel out.
         """
+        self.enter()
         index = self.tree.draw(batch_size)
         priority = self.tree.get(index)
         return index, (priority / priority.amin(1, keepdim=True)).pow(-beta).float()
 
     def state_dict(self, size: int) -> dict[str, Any]:
         """The errors and priorities of the first transitions, so many as are stored."""
+        self.enter()
         first = torch.arange(size).expand(len(self.error), -1)
         return {
             "error": self.error[:, :size],
@@ -465,49 +876,46 @@ class Priorities:
         self.tree.set(torch.arange(size).expand(len(self.error), -1), state["priority"])
 
 
-class Batch(NamedTuple):
-    """Transitions: C draws of B steps of N agents. C is N where each agent draws its own, else 1.
-
-    Where an agent was dead its live is 0, and so are its other parts.
-    """
-
-    obs: Tensor  # [C, B, N, O]
-    action: Tensor  # [C, B, N, A]: numbers in [-1, 1], or a discrete action as a one-hot row
-    reward: Tensor  # [C, B, N]
-    terminated: Tensor  # [C, B, N], 1 where the agent's task itself ended, and not at a time limit
-    live: Tensor  # [C, B, N], 1 where the agent acted
-    next_obs: Tensor  # [C, B, N, O], of an agent that ended its last observation
-    weight: Tensor  # [C, B], importance weights; 1 without priorities
-
-
 class ReplayBuffer:
     """The last transitions, in tensors made once; when they are full, the oldest go first."""
-
-    PARTS = Batch._fields[:-1]
 
     def __init__(self, env: MultiAgentEnv, args: Args) -> None:
         # A multiple of num_envs, so that one step of all environments is never split.
         self.capacity = args.buffer_size // args.num_envs * args.num_envs
         if self.capacity == 0:
             fail(f"--buffer-size is {args.buffer_size}, and must not be below --num-envs")
-        n, self.device = len(env.names), args.device
-        for name in self.PARTS:
-            size = {"obs": (env.obs_size,), "next_obs": (env.obs_size,)}.get(name, ())
-            size = (env.action_size,) if name == "action" else size
-            # Memory that is not written to yet takes no room.
-            setattr(self, name, torch.zeros(self.capacity, n, *size, device=args.device))
+        n, self.pixels, self.device = len(env.names), env.pixels, args.device
+        numbers = env.obs_size - env.pixels
+        sizes = {"obs": (numbers,), "next_obs": (numbers,), "action": (env.action_size,)}
+        self.parts: dict[str, Tensor] = {}
+        for name in Transition._fields[:-1]:  # memory that is not written to yet takes no room
+            shape = self.capacity, n, *sizes.get(name, ())
+            self.parts[name] = torch.zeros(shape, device=args.device)
+            if self.pixels and "obs" in name:  # images in bytes
+                image = torch.zeros(self.capacity, n, self.pixels, dtype=torch.uint8)
+                self.parts[f"{name}_image"] = image.to(args.device)
         self.position = self.size = 0
         self.priorities = Priorities(n, self.capacity, args) if args.prioritized_replay else None
 
-    def add(self, *transition: np.ndarray | Tensor) -> None:
-        """Store one transition of every environment, in Batch's order, each part [E, N, ...]."""
-        index = torch.arange(self.position, self.position + len(transition[0]))
-        for name, value in zip(self.PARTS, transition):
-            getattr(self, name)[index] = torch.as_tensor(value, dtype=torch.float32).to(self.device)
-        self.position = (self.position + len(index)) % self.capacity
-        self.size = max(self.size, int(index[-1]) + 1)
+    def add(self, transition: Transition) -> None:
+        """Store one step of every environment."""
+        start, end = self.position, self.position + len(transition.obs)
+        for name, value in zip(transition._fields[:-1], transition):
+            part = torch.as_tensor(value)
+            if f"{name}_image" in self.parts:
+                part, image = part.split([part.shape[-1] - self.pixels, self.pixels], -1)
+                self.parts[f"{name}_image"][start:end] = (255 * image).round()
+            self.parts[name][start:end] = part
+        self.position = end % self.capacity
+        self.size = max(self.size, end)
         if self.priorities:
-            self.priorities.add(index, self.live[index].cpu())
+            self.priorities.add(torch.arange(start, end), torch.as_tensor(transition.live))
+
+    def part(self, name: str, place: Tensor) -> Tensor:
+        part = self.parts[name][place]
+        if f"{name}_image" not in self.parts:
+            return part
+        return torch.cat([part, self.parts[f"{name}_image"][place] / 255], -1)
 
     def sample(self, batch_size: int, beta: float) -> tuple[Tensor, Batch]:
         """The transitions' places [C, B], and what they hold; uniform, or by priority."""
@@ -517,20 +925,20 @@ class ReplayBuffer:
             index = torch.randint(self.size, (1, batch_size))
             weight = torch.ones(1, batch_size)
         place = index.to(self.device)
-        parts = (getattr(self, name)[place] for name in self.PARTS)
-        return index, Batch(*parts, weight=weight.to(self.device))
+        parts = {name: self.part(name, place) for name in Transition._fields[:-1]}
+        return index, Batch(**parts, weight=weight.to(self.device))
 
     def state_dict(self) -> dict[str, Any]:
         """What is stored, without the room that is still free."""
-        state = {name: getattr(self, name)[: self.size] for name in self.PARTS}
+        state: dict[str, Any] = {name: part[: self.size] for name, part in self.parts.items()}
         state |= {"position": self.position, "size": self.size}
         return state | (self.priorities.state_dict(self.size) if self.priorities else {})
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
         """Take over what state_dict of another buffer gave."""
         self.position, self.size = state["position"], state["size"]
-        for name in self.PARTS:
-            getattr(self, name)[: self.size] = state[name].to(self.device)
+        for name, part in self.parts.items():
+            part[: self.size] = state[name].to(self.device)
         if self.priorities:
             self.priorities.load_state_dict(state)
 
@@ -583,6 +991,11 @@ class Agent(nn.Module):
     def one_hot(self, index: Tensor) -> Tensor:
         return F.one_hot(index, self.num_actions).float()
 
+    @staticmethod
+    def gumbel(output: Tensor) -> Tensor:
+        """Noise that makes the largest of the logits plus noise a draw from their softmax."""
+        return -(-torch.rand_like(output).log()).log()
+
     @torch.no_grad()
     def act(self, obs: Tensor, noise: float = 0.0) -> Tensor:
         """Actions [E, N, A] for the observations [E, N, O]; discrete ones as one-hot rows.
@@ -592,10 +1005,15 @@ class Agent(nn.Module):
         """
         output = self.actor(obs.transpose(0, 1).unsqueeze(2)).transpose(0, 1)  # [E, N, A]
         if self.discrete:
-            gumbel = -torch.empty_like(output).exponential_().log() if noise else 0.0
-            return self.one_hot((output + noise * gumbel).argmax(-1))
+            output = output + noise * self.gumbel(output) if noise else output
+            return self.one_hot(output.argmax(-1))
         action = torch.tanh(output)
         return (action + noise * torch.randn_like(action)).clamp(-1, 1) if noise else action
+
+    def play(self, obs: Tensor) -> Tensor:
+        """The best actions for the observations [N, O]: [N] integers, or [N, A] numbers."""
+        action = self.act(obs.unsqueeze(0)).squeeze(0)
+        return action.argmax(-1) if self.discrete else action
 
     def random(self, num_envs: int) -> Tensor:
         """Actions [E, N, A] drawn uniformly."""
@@ -606,8 +1024,7 @@ class Agent(nn.Module):
 
     def own(self, part: Tensor) -> Tensor:
         """Each agent's own share of its own draw: [C, B, N, ...] -> [N, B, ...]."""
-        part = part.expand(self.num_agents, *part.shape[1:])
-        return part.diagonal(dim1=0, dim2=2).movedim(-1, 0)
+        return torch.stack([part[i % len(part), :, i] for i in range(self.num_agents)])
 
     def value(self, critic: nn.Module, obs: Tensor, action: Tensor, live: Tensor) -> Tensor:
         """Each agent's value Q_i(x, a_1 .. a_N) of the steps in its own draw [N, B].
@@ -655,7 +1072,8 @@ class Agent(nn.Module):
         """
         output = self.actor(self.own(batch.obs).unsqueeze(2))  # [N, B, A]
         if self.discrete:
-            fresh = F.gumbel_softmax(output, self.temperature, hard=True)
+            soft = ((output + self.gumbel(output)) / self.temperature).softmax(-1)
+            fresh = self.one_hot(soft.argmax(-1)) + soft - soft.detach()
         else:
             fresh = torch.tanh(output)
         mine = torch.eye(self.num_agents, dtype=torch.bool, device=output.device)
@@ -702,58 +1120,53 @@ class Agent(nn.Module):
         return td_error, losses
 
 
-class Transition(NamedTuple):
-    """What one step of E environments brought."""
-
-    obs: np.ndarray  # [E, N, O]
-    action: Tensor  # [E, N, A]
-    reward: np.ndarray  # [E, N]
-    terminated: np.ndarray  # [E, N] bool
-    live: np.ndarray  # [E, N] bool, who acted
-    next_obs: np.ndarray  # [E, N, O], of an agent that ended its last observation
-    ended: np.ndarray  # [E] bool, where the episode is over
-
-
 class Player:
-    """Plays in num_envs environments side by side, episode after episode."""
+    """Plays in num_envs environments side by side, episode after episode.
 
-    def __init__(self, args: Args, number: int = 0) -> None:
-        self.envs = [make_env(args) for _ in range(args.num_envs)]
-        self.random = np.random.default_rng([args.seed, number])
-        self.steps = [env.reset(self.new_seed()) for env in self.envs]
+    An episode's seed follows from the run's, the environment's number and the episode's.
+    """
 
-    def new_seed(self) -> int:
-        return int(self.random.integers(2**31))
+    def __init__(self, args: Args, number: int = 0, apart: bool = True) -> None:
+        self.seed, self.device = [args.seed, number], args.device
+        self.envs = [make_env(args, apart=apart) for _ in range(args.num_envs)]
+        self.episodes = [0] * args.num_envs
+        self.steps = [self.begin(i) for i in range(args.num_envs)]
 
-    def play(self, agent: Agent, noise: float, at_random: bool, device: str) -> Transition:
+    def begin(self, i: int) -> Step:
+        """The first step of environment i's next episode."""
+        self.episodes[i] += 1
+        return self.envs[i].reset(episode_seed(*self.seed, i, self.episodes[i]))
+
+    def part(self, name: str) -> np.ndarray:
+        """A part of the last step of all environments, [E, N, ...]."""
+        return np.stack([getattr(step, name) for step in self.steps])
+
+    def play(self, agent: Agent, noise: float, at_random: bool) -> Transition:
         """One step of every environment; those whose episode it ended begin another."""
-        obs, live = (np.stack([getattr(s, name) for s in self.steps]) for name in ("obs", "live"))
-        action = agent.random(len(obs)) if at_random else agent.act(to_tensor(obs, device), noise)
-        action = action.cpu()
+        obs, live = self.part("obs"), self.part("live")
+        with torch.no_grad():
+            acting = to_tensor(obs, self.device)
+            action = (agent.random(len(obs)) if at_random else agent.act(acting, noise)).cpu()
         moves = (action.argmax(-1) if agent.discrete else action).numpy()
         for env, move in zip(self.envs, moves):  # first all are told, then all are waited for
             env.send(move)
-        steps = [env.receive() for env in self.envs]
-        reward, terminated, last_obs, alive = (
-            np.stack([getattr(step, name) for step in steps])
-            for name in ("reward", "terminated", "last_obs", "live")
-        )
-        self.steps = [
-            step if step.live.any() else env.reset(self.new_seed())
-            for env, step in zip(self.envs, steps)
-        ]
-        action *= torch.from_numpy(live).unsqueeze(-1)  # what is told to the dead is nothing
-        return Transition(obs, action, reward, terminated, live, last_obs, ~alive.any(1))
+        self.steps = [env.receive() for env in self.envs]
+        action *= torch.from_numpy(live).unsqueeze(-1)  # what the dead are told is nothing
+        ended = np.logical_not(self.part("live").any(1))
+        reward, terminated, last_obs = map(self.part, ("reward", "terminated", "last_obs"))
+        transition = Transition(obs, action, reward, terminated, live, last_obs, ended)
+        for i in np.flatnonzero(ended).tolist():
+            self.steps[i] = self.begin(i)
+        return transition
 
     def state(self) -> dict[str, Any]:
         """All that the environments are: how their episodes began, and what was played since."""
-        generator = json.dumps(self.random.bit_generator.state)
-        return {"envs": [env.state() for env in self.envs], "generator": generator}
+        return {"episodes": self.episodes, "envs": [env.state() for env in self.envs]}
 
     def restore(self, state: dict[str, Any]) -> None:
         """Play again what state holds."""
-        self.steps = [env.restore(s) for env, s in zip(self.envs, state["envs"])]
-        self.random.bit_generator.state = json.loads(state["generator"])
+        self.episodes = state["episodes"]
+        self.steps = [env.restore(saved) for env, saved in zip(self.envs, state["envs"])]
 
     def close(self) -> None:
         for env in self.envs:
@@ -768,7 +1181,7 @@ class Alone:
         self.update = compiled(agent.update, args)
 
     def play(self, noise: float, at_random: bool) -> list[Transition]:
-        return [self.player.play(self.agent, noise, at_random, self.args.device)]
+        return [self.player.play(self.agent, noise, at_random)]
 
     def learn(self, updates: int, beta: float) -> tuple[int, dict[str, Tensor]]:
         """Make so many updates; returns how many were made, and the losses of the last."""
@@ -789,14 +1202,15 @@ class Collector:
 
     def __init__(self, agent: Agent, args: Args, number: int) -> None:
         torch.manual_seed(args.seed + number)
-        self.agent, self.player = agent, Player(args, number)
+        args = dataclasses.replace(args, device="cpu")
+        self.agent, self.player = agent.cpu(), Player(args, number, apart=False)
 
     def collect(self, actor: dict, noise: float, at_random: bool) -> list[Transition]:
         """At least a hundred steps, with the newest actors."""
         self.agent.actor.load_state_dict(actor)
         steps: list[Transition] = []
         while len(steps) < 100 or not steps[-1].ended.all():
-            steps.append(self.player.play(self.agent, noise, at_random, "cpu"))
+            steps.append(self.player.play(self.agent, noise, at_random))
         return steps
 
 
@@ -827,9 +1241,10 @@ class Cluster:
             fail("--num-collectors and --num-learners need Ray: pip install -U 'ray==2.60.0'")
         self.ray, self.agent, self.buffer, self.args = ray, agent, buffer, args
         count = {Collector: args.num_collectors, Learner: args.num_learners}
-        address = os.environ.get("RAY_ADDRESS")
-        here = {} if address else {"num_cpus": sum(count.values()), "include_dashboard": False}
-        ray.init(address=address, log_to_driver=False, **here)
+        if address := os.environ.get("RAY_ADDRESS"):
+            ray.init(address=address, log_to_driver=False)
+        else:
+            ray.init(num_cpus=sum(count.values()), include_dashboard=False, log_to_driver=False)
         self.started = self.deaths = 0
         self.idle = {kind: [self.start(kind) for _ in range(n)] for kind, n in count.items()}
         self.working: dict[Any, tuple] = {}  # what Ray promised: kind, worker, places of the batch
@@ -902,7 +1317,7 @@ def train(args: Args, checkpoint: dict[str, Any] | None = None) -> Path:
     run, run_dir = Progress(), open_run(args)
     if checkpoint:
         run = restore(checkpoint, agent, buffer, crew)
-    logger = Logger(args, run_dir, run.env_step, run.seconds)
+    logger = AgentsLogger(args, run_dir, run.env_step, run.seconds)
     if checkpoint and "unfinished" in checkpoint:
         logger.returns, logger.lengths = map(np.array, checkpoint["unfinished"])
     interrupt = Interrupt()
@@ -916,7 +1331,7 @@ def train(args: Args, checkpoint: dict[str, Any] | None = None) -> Path:
             run.env_step += args.num_envs
             if not np.isfinite(step.reward).all():
                 fail(f"{args.env_id} gave the reward {step.reward} at step {run.env_step}", code=1)
-            buffer.add(*step[:-1])
+            buffer.add(step)
             logger.step(run.env_step, step.reward.sum(1), step.ended)
 
         # Learn
@@ -932,7 +1347,7 @@ def train(args: Args, checkpoint: dict[str, Any] | None = None) -> Path:
         # Evaluate
         finished = run.env_step >= args.total_timesteps
         if finished or run.env_step // args.eval_interval > before // args.eval_interval:
-            result = evaluate(agent.act, eval_env, args, run.env_step, run_dir / "videos")
+            result = evaluate(agent.play, eval_env, args, run.env_step, run_dir / "videos")
             logger.evaluation(run.env_step, result)
             run.evaluations.append(result["mean_return"])
             if result["mean_return"] > run.best_return:
@@ -957,6 +1372,7 @@ def train(args: Args, checkpoint: dict[str, Any] | None = None) -> Path:
     return run_dir
 
 
+# [shared: agents evaluation]
 @torch.no_grad()
 def evaluate(
     policy: Callable[[Tensor], Tensor],
@@ -964,27 +1380,60 @@ def evaluate(
     args: Args,
     env_step: int,
     video_dir: Path,
-) -> dict[str, float]:
-    returns, lengths = [], []
-    for episode in range(args.eval_episodes):
-        step = env.reset(args.seed + 10_000 + env_step + episode)
-        total, length = 0.0, 0
-        while step.live.any():
-            action = policy(to_tensor(step.obs, args.device).unsqueeze(0))[0].cpu()
-            step = env.step((action.argmax(-1) if env.discrete else action).numpy())
-            total, length = total + float(step.reward.sum()), length + 1
-        returns.append(total)
-        lengths.append(length)
-    return {
-        "mean_return": float(np.mean(returns)),
-        "std_return": float(np.std(returns)),
-        "min_return": min(returns),
-        "max_return": max(returns),
+) -> dict[str, Any]:
+    """Play whole episodes with policy ([N, O] -> [N] or [N, A]); returns evaluations.csv's columns.
+
+    An episode's return is the sum of its agents' returns; agent_returns are the means of each.
+    Episodes and draws follow from the step, and from no generator of the training, so that a
+    resumed run is evaluated like one that was never interrupted.
+    """
+    returns, lengths, metrics, frames = [], [], [], []
+    with torch.random.fork_rng(devices=range(torch.cuda.device_count())):
+        torch.manual_seed(args.seed + env_step)
+        for episode in range(args.eval_episodes):
+            step = env.reset(episode_seed(args.seed, 10_000, env_step, episode))
+            episodic_return, length = np.zeros(len(env.names)), 0
+            while step.live.any():
+                if args.capture_video and episode == 0:
+                    frames.append(env.frame())
+                step = env.step(policy(to_tensor(step.obs, args.device)).cpu().numpy())
+                episodic_return, length = episodic_return + step.reward, length + 1
+            returns.append(episodic_return)
+            lengths.append(length)
+            metrics.append(env.metrics())
+    if frames:
+        prefix = f"step-{env_step}"
+        save_video(frames, str(video_dir), lambda _: True, fps=env.fps, name_prefix=prefix)
+    sums, rates = np.sum(returns, axis=1), {}
+    for name in METRICS:  # SMARTS has these; seconds are not a number where nobody arrived
+        values = [values[name] for values in metrics if not math.isnan(values.get(name, math.nan))]
+        rates[name] = float(np.mean(values)) if values else ""
+    return rates | {
+        "mean_return": float(sums.mean()),
+        "std_return": float(sums.std()),
+        "min_return": float(sums.min()),
+        "max_return": float(sums.max()),
         "mean_length": float(np.mean(lengths)),
-        "episodes": len(returns),
+        "episodes": len(sums),
+        "agent_returns": " ".join(f"{value:.2f}" for value in np.mean(returns, axis=0)),
     }
 
 
+METRICS = "completion_rate", "collision_rate", "off_road_rate", "seconds_to_cross"
+
+
+def summary(result: dict[str, Any]) -> str:
+    """A line about what evaluate returned."""
+    text = (
+        "return {mean_return:.1f} ± {std_return:.1f} over {episodes:.0f} episodes, from "
+        "{min_return:.1f} to {max_return:.1f}; mean length {mean_length:.0f}; of each agent "
+        "{agent_returns}"
+    ).format(**result)
+    rates = [f"{name} {result[name]:.3f}" for name in METRICS if result[name] != ""]
+    return "; ".join([text, *rates])
+
+
+# [/shared]
 # From here on housekeeping: the log, checkpoints, flags. Nothing below is particular to MADDPG.
 
 
@@ -1091,6 +1540,16 @@ class Logger:
         self.tensorboard.close()
         for file in self.files.values():
             file.close()
+
+
+# [/shared]
+# [shared: agents logger]
+class AgentsLogger(Logger):
+    """A log whose evaluations.csv has the agents' own returns, and SMARTS's rates."""
+
+    COLUMNS = Logger.COLUMNS | {
+        "evaluations": ",".join([Logger.COLUMNS["evaluations"], "agent_returns", *METRICS])
+    }
 
 
 # [/shared]
@@ -1221,13 +1680,14 @@ def to_tensor(array: np.ndarray, device: str) -> Tensor:
 # [/shared]
 # What a flag may be, and which flags a resumed run may not change.
 AT_LEAST_1 = """total_timesteps num_envs actor_hidden_sizes critic_hidden_sizes batch_size
-    buffer_size update_interval eval_interval eval_episodes save_interval"""
+    buffer_size update_interval horizon eval_interval eval_episodes save_interval"""
 AT_LEAST_0 = """seed actor_learning_rate critic_learning_rate learning_starts noise_start noise_end
     noise_decay_steps max_grad_norm gumbel_temperature output_penalty num_collectors num_learners
     per_alpha"""
 FROM_0_TO_1 = "gamma tau per_beta_start per_beta_end"
-FIXED = """env_id seed num_envs action_type actor_hidden_sizes critic_hidden_sizes critic
-    buffer_size prioritized_replay per_variant per_alpha"""
+FIXED = """env_id seed num_envs action_type traffic turn image horizon actor_hidden_sizes
+    critic_hidden_sizes critic buffer_size prioritized_replay per_variant per_alpha"""
+FLOORS = "untrained", "random", "keep-lane"  # policies that need no checkpoint
 
 
 # [shared: bad input]
@@ -1265,30 +1725,41 @@ def open_run(args: Args) -> Path:
 def play(args: Args, checkpoint: dict[str, Any] | None, path: Path | None) -> None:
     """Print what the policy that --evaluate names returns over whole episodes."""
     start_torch(args)
+    if args.evaluate == "keep-lane" and not args.env_id.startswith("smarts/"):
+        fail(f"--evaluate keep-lane drives a car, and {args.env_id} has none; take random")
     env = make_env(args, film=args.capture_video)
     agent = Agent(env, args).to(args.device)
-    policy: Callable[[Tensor], Tensor] = agent.act
-    if args.evaluate == "random":
-        policy = lambda obs: agent.random(len(obs))  # noqa: E731
+    policy: Callable[[Tensor], Tensor] = agent.play
+    if args.evaluate in FLOORS[1:]:
+        policy = floor(str(args.evaluate), env)
     env_step, videos = 0, Path("videos")
     if checkpoint and path:
         agent.load_state_dict(checkpoint["agent"])
         env_step, videos = checkpoint["run"]["env_step"], path.parent / "videos"
     result = evaluate(policy, env, args, env_step, videos)
     env.close()
-    print(
-        "return {mean_return:.1f} ± {std_return:.1f} over {episodes:.0f} episodes, from "
-        "{min_return:.1f} to {max_return:.1f}; mean length {mean_length:.0f}".format(**result)
-    )
+    print(summary(result))
 
 
-# [shared: main]
+# [shared: agents main]
+def floor(name: str, env: MultiAgentEnv) -> Callable[[Tensor], Tensor]:
+    """The policy that acts at random, or the one that only ever keeps its lane."""
+    size = (len(env.names), env.action_size)
+    if name == "keep-lane":
+        if not env.discrete:
+            fail("--evaluate keep-lane needs --action-type lane")
+        return lambda obs: torch.zeros(size[0], dtype=torch.int64)
+    if env.discrete:
+        return lambda obs: torch.randint(size[1], (size[0],))
+    return lambda obs: 2 * torch.rand(size) - 1
+
+
 def main() -> None:
     """Read the flags; beside --resume and --evaluate, those not given are the run's own."""
     args, checkpoint, path = tyro.cli(Args), None, None
     if args.resume:
         path = args.resume / "checkpoint.pt"
-    elif args.evaluate not in (None, "untrained", "random"):
+    elif args.evaluate not in (None, *FLOORS):
         path = Path(str(args.evaluate))
         path = path if path.suffix == ".pt" else path / "best.pt"
     if path:
@@ -1336,5 +1807,16 @@ if __name__ == "__main__":
 #     "wandb==0.31.0",
 #     "tqdm==4.70.1",
 #     "moviepy==2.2.1",
+#     "smarts==2.0.1",
+#     "eclipse-sumo==1.28.0",
+#     "libsumo==1.28.0",
+#     "rtree==1.4.1",
+#     "shapely==2.2.0",
+#     "trimesh==5.2.0",
+#     'scipy==1.17.1; python_version >= "3.11"',
+#     'scipy==1.15.3; python_version < "3.11"',
+#     "pettingzoo==1.27.0",
+#     "mpe2==1.1.1",
+#     "ray==2.60.0",
 # ]
 # ///

@@ -838,7 +838,7 @@ class Priorities:
             larger = self.sorted.shape[1] - torch.searchsorted(self.sorted, error.contiguous(), right=True)
             priority = 1 / (1 + larger.double())
         else:
-            priority = error.double() + 1e-6
+            priority = error.clamp(min=0).double() + 1e-6
         self.tree.set(index, priority**self.alpha * (error >= 0))
 
     def sort(self) -> None:
@@ -854,7 +854,7 @@ class Priorities:
         """
         self.enter()
         index = self.tree.draw(batch_size)
-        priority = self.tree.get(index)
+        priority = self.tree.get(index).clamp(min=1e-12)  # 0: dead in all that is stored
         return index, (priority / priority.amin(1, keepdim=True)).pow(-beta).float()
 
     def state_dict(self, size: int) -> dict[str, Any]:

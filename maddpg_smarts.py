@@ -20,25 +20,18 @@ import contextlib
 import copy
 import dataclasses
 import difflib
-import hashlib
 import importlib
 import json
-import logging
 import math
 import multiprocessing
 import os
 import pkgutil
 import shutil
 import signal
-import subprocess
 import sys
-import tempfile
 import time
-import warnings
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass
-from importlib.metadata import version
-from importlib.util import find_spec
 from multiprocessing.connection import Connection
 from pathlib import Path
 from typing import Any, Literal, NamedTuple, NoReturn, TextIO
@@ -149,25 +142,35 @@ class Step(NamedTuple):
 
 
 class MultiAgentEnv:
-    """An environment of N agents: what the two kinds below have in common.
+    """An environment of N agents with PettingZoo's parallel interface, as arrays of fixed order.
 
     An agent that has ended stays dead until the reset: it is not live, its observation is zero, it
-    earns nothing and what it is told to do is ignored. An observation that is shorter than another
-    agent's is padded with zeros. Every episode follows from its seed and its actions alone.
+    earns nothing, and what it is told to do is ignored. An observation that is shorter than another
+    agent's is padded with zeros. An episode follows from its seed and its actions, so that one in
+    its middle is saved as these, and played again to go on with it.
     """
 
-    names: list[str]  # of the agents
-    obs_size: int  # O
-    pixels = 0  # the last numbers of an observation that are an image, [3, 32, 32]
-    action_size: int  # how many actions there are to choose from, or dimensions of an action
-    discrete: bool
-    fps = 10  # of a film
+    def __init__(self, args: Args, film: bool = False) -> None:
+        self.env: Any = make_parallel(args, film)
+        self.names: list[str] = list(self.env.possible_agents)
+        spaces = [self.env.action_space(name) for name in self.names]
+        self.space: Any = spaces[0]
+        self.discrete = isinstance(self.space, gym.spaces.Discrete)
+        bounded = isinstance(self.space, gym.spaces.Box) and self.space.is_bounded()
+        if not (self.discrete or bounded) or any(space != self.space for space in spaces):
+            kinds = " and ".join(sorted({str(space) for space in spaces}))
+            fail(f"{args.env_id} has actions {kinds}; all agents need one Discrete or bounded Box")
+        self.action_size = gym.spaces.flatdim(self.space)  # of a Discrete, its number of actions
+        sizes = [gym.spaces.flatdim(self.env.observation_space(name)) for name in self.names]
+        self.obs_size = max(sizes)
+        self.pixels = getattr(self.env, "pixels", 0)  # an image [3, 32, 32] ends the observation
+        self.fps = self.env.metadata.get("render_fps", 10)
 
     def reset(self, seed: int) -> Step:
         """Begin an episode: all agents are live, and nothing is earned yet."""
         self.seed, self.actions = seed, list[np.ndarray]()
         self.live = np.ones(len(self.names), bool)
-        return self.begin(seed)
+        return self.begin()
 
     def step(self, action: np.ndarray) -> Step:
         """Act: [N] integers, or [N, A] numbers in [-1, 1]."""
@@ -180,12 +183,12 @@ class MultiAgentEnv:
 
     def receive(self) -> Step:
         """The second half of step."""
-        step = self.advance(self.actions[-1])
+        step = self.advance()
         self.live = step.live
         return step
 
     def state(self) -> dict[str, Any]:
-        """The episode so far, to be played again by restore."""
+        """The episode so far, for restore."""
         return {"seed": self.seed, "actions": [action.tolist() for action in self.actions]}
 
     def restore(self, state: dict[str, Any]) -> Step:
@@ -195,40 +198,49 @@ class MultiAgentEnv:
             step = self.step(np.array(action, np.int64 if self.discrete else np.float32))
         return step
 
-    def begin(self, seed: int) -> Step:
-        raise NotImplementedError
+    def begin(self) -> Step:
+        obs, _ = self.env.reset(seed=self.seed)
+        nothing = dict.fromkeys(self.names, 0.0)
+        return self.pack(obs, nothing, {}, {})
 
-    def advance(self, action: np.ndarray) -> Step:
-        raise NotImplementedError
+    def advance(self) -> Step:
+        if self.discrete:
+            moves = self.actions[-1] + self.space.start
+        else:
+            low, high = self.space.low, self.space.high
+            share = (np.clip(self.actions[-1], -1, 1) + 1) / 2
+            moves = low + share.reshape(-1, *low.shape).astype(np.float32) * (high - low)
+        acting = {name: move for name, move, live in zip(self.names, moves, self.live) if live}
+        return self.pack(*self.env.step(acting)[:4])
+
+    def pack(self, obs: dict, reward: dict, terminated: dict, truncated: dict) -> Step:
+        """A Step of what PettingZoo tells by agent."""
+        last_obs = np.zeros((len(self.names), self.obs_size), np.float32)
+        parts = np.zeros((3, len(self.names)), np.float32)
+        for i, name in enumerate(self.names):
+            if self.live[i]:
+                flat: Any = gym.spaces.flatten(self.env.observation_space(name), obs[name])
+                last_obs[i, : len(flat)] = flat
+                task_over = terminated.get(name, False)
+                # Where a task ends at its time limit, it has ended: nothing more can be earned.
+                parts[:, i] = reward[name], task_over, truncated.get(name, False) and not task_over
+        rewards, over, cut_off = parts[0], parts[1] > 0, parts[2] > 0
+        live = self.live & ~over & ~cut_off
+        return Step(last_obs * live[:, None], rewards, over, cut_off, live, last_obs)
 
     def frame(self) -> np.ndarray:
         """What a camera above sees now: [H, W, 3] uint8."""
-        raise NotImplementedError
+        return self.env.render()
 
     def metrics(self) -> dict[str, float]:
-        """What there is to say about the episode that has just ended, beside its returns."""
-        return {}
+        """What there is to say about the episode beside its returns; of the crossing, METRICS."""
+        return self.env.metrics() if hasattr(self.env, "metrics") else {}
 
     def close(self) -> None:
-        """Let go of windows and processes."""
+        self.env.close()
 
-    def pack(self, obs: dict[str, np.ndarray], ended: dict[str, tuple[bool, bool, float]]) -> Step:
-        """A Step from what is known of each agent by name: last observation, and what it brought.
 
-        ended holds terminated, truncated and reward of the agents that acted.
-        """
-        nobody = (False, False, 0.0)
-        rows = [ended.get(name, nobody) for name in self.names]
-        terminated, truncated = (np.array([row[i] for row in rows]) for i in (0, 1))
-        live = self.live & ~(terminated | truncated)
-        last_obs = np.zeros((len(self.names), self.obs_size), np.float32)
-        for row, name in zip(last_obs, self.names):
-            if name in obs:
-                flat = np.asarray(obs[name], np.float32).ravel()
-                row[: len(flat)] = flat
-        last_obs[~self.live] = 0.0
-        reward = np.array([row[2] for row in rows], np.float32)
-        return Step(last_obs * live[:, None], reward, terminated, truncated, live, last_obs)
+METRICS = "completion_rate", "collision_rate", "off_road_rate", "seconds_to_cross"
 
 
 def episode_seed(*numbers: int) -> int:
@@ -236,427 +248,118 @@ def episode_seed(*numbers: int) -> int:
     return int(np.random.SeedSequence(numbers).generate_state(1)[0])
 
 
-# [/shared]
-# [shared: pettingzoo]
-class PettingZoo(MultiAgentEnv):
-    """Any environment with PettingZoo's parallel interface."""
-
-    def __init__(self, args: Args, film: bool) -> None:
-        package, name = args.env_id.replace("/", ".").rsplit(".", 1)
-        mode = {"render_mode": "rgb_array"} if film else {}
-        try:
-            make = importlib.import_module(f"{package}.{name}").parallel_env
-            try:  # MPE has both kinds of actions
-                self.env = make(continuous_actions=args.action_type == "continuous", **mode)
-            except TypeError:
-                self.env = make(**mode)
-        except (ImportError, AttributeError) as error:
-            near = ""
-            if find_spec(package.split(".")[0]):
-                modules = pkgutil.iter_modules(importlib.import_module(package).__path__)
-                close = difflib.get_close_matches(name, [module.name for module in modules])
-                near = f"; did you mean {' or '.join(close)}?" if close else ""
-            missing = "pip install -r requirements-smarts.txt installs MPE"
-            fail(f"cannot make {args.env_id}: {error}{near} ({missing})")
-        self.names = list(self.env.possible_agents)
-        spaces = [self.env.action_space(name) for name in self.names]
-        self.space = spaces[0]
-        self.discrete = isinstance(self.space, gym.spaces.Discrete)
-        bounded = isinstance(self.space, gym.spaces.Box) and self.space.is_bounded()
-        if not (self.discrete or bounded) or any(space != self.space for space in spaces):
-            kinds = " and ".join(sorted({str(space) for space in spaces}))
-            fail(f"{args.env_id} has actions {kinds}; all agents need one Discrete or bounded Box")
-        sizes = [gym.spaces.flatdim(self.env.observation_space(name)) for name in self.names]
-        self.obs_size = max(sizes)
-        self.action_size = gym.spaces.flatdim(self.space)  # of a Discrete, its number of actions
-        self.fps = self.env.metadata.get("render_fps", 10)
-
-    def begin(self, seed: int) -> Step:
-        return self.pack(self.flat(self.env.reset(seed=seed)[0]), {})
-
-    def advance(self, action: np.ndarray) -> Step:
-        if self.discrete:
-            moves = [int(move + self.space.start) for move in action]
-        else:
-            low, high = self.space.low, self.space.high
-            share = (np.clip(action, -1, 1).astype(np.float32) + 1) / 2
-            moves = [low + part.reshape(low.shape) * (high - low) for part in share]
-        acting = {name: moves[i] for i, name in enumerate(self.names) if self.live[i]}
-        obs, reward, terminated, truncated, _ = self.env.step(acting)
-        ended = {  # where a task ends at its time limit, it has ended: nothing more can be earned
-            name: (terminated[name], truncated[name] and not terminated[name], reward[name])
-            for name in acting
-        }
-        return self.pack(self.flat(obs), ended)
-
-    def flat(self, obs: dict[str, Any]) -> dict[str, np.ndarray]:
-        space = self.env.observation_space
-        flatten: Any = gym.spaces.flatten
-        return {name: flatten(space(name), value) for name, value in obs.items()}
-
-    def frame(self) -> np.ndarray:
-        return self.env.render()
-
-    def close(self) -> None:
-        self.env.close()
-
-
-# [/shared]
-# [shared: crossing]
-class Crossing(MultiAgentEnv):
-    """Four cars, one from each arm of a crossing, in SMARTS 2.0.1 with SUMO's traffic around them.
-
-    Each is to turn left or right or go straight on, as drawn for every episode, and is to come
-    within 2 m of its goal behind the crossing. A collision, leaving the road or the route, and the
-    goal end an agent's task. What it sees is [goal, place in the lane, speed, steering, how the
-    lane bends, its nearest neighbours] three times, of the last three moments. PYTHONHASHSEED must
-    have been 0 when the interpreter started, or else no episode can be repeated; see Apart.
-    """
-
-    names = ["north", "east", "south", "west"]  # the arms, clockwise; see scenarios/
-    TURNS = {"left": (1, [1]), "straight": (2, [0, 1]), "right": (3, [0])}  # arms on, and lanes
-    MOVES = ["keep_lane", "slow_down", "change_lane_right", "change_lane_left"]
-    FRAMES, HEADINGS, NEIGHBOURS, SIDE = 3, 20, 8, 32  # SIDE: of the image, in pixels
-    RADIUS, SPEED, METRES = 50.0, 15.0, 1.5  # of sight [m]; a car's usual one [m/s]; of a pixel
-
-    def __init__(self, args: Args) -> None:
-        try:
-            import smarts.core.sumo_traffic_simulation  # noqa: F401 (and with it all the rest)
-        except ImportError as error:
-            fail(f"{args.env_id} needs SMARTS: pip install -r requirements-smarts.txt ({error})")
-        logging.disable(logging.WARNING)  # SMARTS and SUMO warn of what is meant to be
-        warnings.filterwarnings("ignore")
-        self.args, self.folder = args, built_scenario()
-        self.ground = np.load(self.folder / "ground.npy")  # [600, 600], 4 pixels a metre
-        self.pixels = self.FRAMES * self.SIDE**2 if args.image else 0
-        self.numbers = 5 + self.HEADINGS + 4 * self.NEIGHBOURS
-        self.obs_size = self.FRAMES * self.numbers + self.pixels
-        self.discrete = args.action_type == "lane"
-        self.action_size = len(self.MOVES) if self.discrete else 2
-        self.sim: Any = None
-
-    def start_simulator(self) -> None:
-        """A SMARTS with a SUMO of its own, in place of the one before."""
-        from smarts.core import agent_interface as of
-        from smarts.core.controllers import ActionSpaceType
-        from smarts.core.scenario import Scenario
-        from smarts.core.smarts import SMARTS
-        from smarts.core.sumo_traffic_simulation import SumoTrafficSimulation
-
-        self.close()
-        interface = of.AgentInterface(
-            waypoint_paths=of.Waypoints(lookahead=self.HEADINGS),
-            neighborhood_vehicle_states=of.NeighborhoodVehicles(radius=self.RADIUS),
-            action=ActionSpaceType.Lane if self.discrete else ActionSpaceType.Continuous,
-        )
-        self.sumo = SumoTrafficSimulation(headless=True)
-        flags = self.sumo._base_sumo_load_params  # with this one of them SUMO 1.28 crashes:
-        lanechange = "--lanechange.duration"
-        self.sumo._base_sumo_load_params = lambda: [
-            flag for flag in flags() if not flag.startswith(lanechange)
-        ]
-        self.sim = SMARTS(dict.fromkeys(self.names, interface), traffic_sims=[self.sumo])
-        self.logs = tempfile.TemporaryDirectory(prefix="foliorl-")  # else files pile up at home
-        traffic = [str(self.folder / f"{self.args.traffic}.rou.xml")]
-        traffic = [] if self.args.traffic == "none" else traffic
-        self.scenario = Scenario(str(self.folder), traffic, log_dir=self.logs.name)
-        self.scenario.unique_sumo_log_file = lambda: f"{self.logs.name}/sumo"
-
-    def missions(self, random: np.random.Generator) -> dict[str, Any]:
-        """Where each agent begins, and what its goal is."""
-        from smarts.core.coordinates import Heading, RefLinePoint
-        from smarts.core.plan import NavigationMission, PositionalGoal, Start
-        from smarts.core.utils.core_math import vec_to_radians
-        from smarts.sstudio.sstypes import TrapEntryTactic
-
-        # Enter at once, at 5 m/s, and not in the place of one of SUMO's cars.
-        entry = TrapEntryTactic(0.0, 0.0, exclusion_prefixes=("car",), default_entry_speed=5.0)
-        roads, missions = self.scenario.road_map, {}
-        for arm, name in enumerate(self.names):
-            turn = self.args.turn if self.args.turn != "any" else random.choice(list(self.TURNS))
-            arms_on, lanes = self.TURNS[turn]
-            lane = int(random.choice(lanes))
-            come = roads.road_by_id(f"{name}-in").lane_at_index(lane)
-            leave = roads.road_by_id(f"{self.names[(arm + arms_on) % 4]}-out").lane_at_index(lane)
-            at = random.uniform(5, 35)  # metres into the arm
-            heading = Heading(vec_to_radians(come.vector_at_offset(at)[:2]))
-            missions[name] = NavigationMission(
-                Start(come.from_lane_coord(RefLinePoint(s=at)).as_np_array[:2], heading),
-                PositionalGoal(leave.from_lane_coord(RefLinePoint(s=40)), radius=2),
-                entry_tactic=entry,
-            )
-        return missions
-
-    def begin(self, seed: int) -> Step:
-        import smarts.core
-        from smarts.core import coordinates
-
-        coordinates._numpy_points.clear()  # caches that SMARTS never empties: 20 kB a step
-        coordinates._shapely_points.clear()
-        for _ in range(3):
-            if self.sim is None or not self.sumo.connected:
-                self.start_simulator()
-            smarts.core.seed(seed)
-            self.scenario._missions = self.missions(np.random.default_rng(seed))
-            try:
-                obs = self.sim.reset(self.scenario)
-                # The first agent's arrival ends the reset; the others come a little later.
-                brake = "slow_down" if self.discrete else (0.0, 1.0, 0.0)
-                for _waited in range(100):
-                    if len(obs) == len(self.names):
-                        break
-                    obs = self.sim.step(dict.fromkeys(obs, brake))[0]
-                if self.sumo.connected and len(obs) == len(self.names):
-                    break
-            except Exception as error:  # SMARTS has many ways of failing, and destroys itself
-                print(f"{SCRIPT}: SMARTS did not start ({error}), and is started anew")
-            self.close()
-        else:
-            fail("SMARTS did not start an episode in three attempts", code=1)
-        self.t, self.last = 0, dict(obs)
-        self.ends: dict[str, str] = {}
-        self.seconds: dict[str, float] = {}
-        stack = [np.tile(self.look(obs[name]), (self.FRAMES, 1)) for name in self.names]
-        self.stack = dict(zip(self.names, stack))
-        return self.pack({name: self.flat(name) for name in self.names}, {})
-
-    def advance(self, action: np.ndarray) -> Step:
-        acting = [name for name, live in zip(self.names, self.live) if live]
-        moves: dict[str, Any] = {}
-        for name, move in zip(self.names, action):
-            if self.discrete:
-                moves[name] = self.MOVES[int(move)]
-            else:  # one number for throttle and brake; positive steering turns right
-                pedal, steering = np.clip(move, -1, 1).tolist()
-                moves[name] = (max(pedal, 0.0), max(-pedal, 0.0), steering)
-        try:
-            obs = self.sim.step({name: moves[name] for name in acting})[0]
-            reason = "" if self.sumo.connected else "SUMO has died"
-        except Exception as error:
-            obs, reason = {}, f"SMARTS has failed ({error})"
-        self.t += 1
-        if reason:  # without SUMO, SMARTS would go on silently on empty roads
-            print(f"{SCRIPT}: {reason}; the episode is cut off, and a new simulator started")
-            self.close()
-            return self.pack(
-                {name: self.flat(name) for name in acting},
-                {name: (False, True, 0.0) for name in acting},
-            )
-        ended = {}
-        for name in acting:
-            before, self.last[name] = self.last[name], obs[name]
-            reward, end = judge(before, obs[name], self.args)
-            if end:
-                self.ends[name] = end
-                self.seconds[name] = self.t * obs[name].dt
-            ended[name] = bool(end), not end and self.t >= self.args.horizon, reward
-            self.stack[name] = np.concatenate([self.look(obs[name])[None], self.stack[name][:-1]])
-        return self.pack({name: self.flat(name) for name in acting}, ended)
-
-    def flat(self, name: str) -> np.ndarray:
-        """The last three frames, newest first: their numbers, and then their images."""
-        stack = self.stack[name]
-        return np.concatenate([stack[:, : self.numbers].ravel(), stack[:, self.numbers :].ravel()])
-
-    def look(self, obs: Any) -> np.ndarray:
-        """One frame: about 57 numbers between -1 and 1, and with --image its pixels."""
-        ego = obs.ego_vehicle_state
-        at, heading = np.array(ego.position[:2]), float(ego.heading)  # 0 is north, anticlockwise
-        forward = np.array([-np.sin(heading), np.cos(heading)])
-        axes = np.array([forward, [forward[1], -forward[0]]])  # forward, right
-        lane = min(obs.waypoint_paths, key=lambda path: path[0].dist_to(ego.position))
-        errors = [float(point.relative_heading(ego.heading)) for point in lane[: self.HEADINGS]]
-        errors += errors[-1:] * (self.HEADINGS - len(errors))  # near the end of the road
-        goal = axes @ (np.array(ego.mission.goal.position[:2]) - at) / 100
-        aside = lane[0].signed_lateral_error(ego.position) / lane[0].lane_width
-        near = np.tile([1.0, 0.0, 0.0, 0.0], (self.NEIGHBOURS, 1))  # nobody: far away
-        others = [(np.array(o.position[:2]) - at, o) for o in obs.neighborhood_vehicle_states]
-        others.sort(key=lambda other: float(other[0] @ other[0]))
-        for row, (offset, other) in zip(near, others):
-            row[0] = np.linalg.norm(offset) / self.RADIUS
-            row[1] = (other.speed - ego.speed) / self.SPEED
-            row[2:] = axes @ offset / self.RADIUS
-        own = [*goal, aside, ego.speed / self.SPEED, float(ego.steering)]
-        parts: list[Any] = [own, errors, near.ravel()]
-        if self.args.image:  # grey for the road, white for the others
-            ahead = (self.SIDE / 2 - 0.5 - np.arange(self.SIDE)) * self.METRES
-            points = at + ahead[:, None, None] * axes[0] - ahead[None, :, None] * axes[1]
-            column, row = 4 * (points[..., 0] + 75), 4 * (75 - points[..., 1])
-            inside = (np.minimum(row, column) >= 0) & (np.maximum(row, column) < 600)
-            image = np.zeros((self.SIDE, self.SIDE), np.float32)
-            image[inside] = 0.3 * (
-                self.ground[row[inside].astype(int), column[inside].astype(int)] > 0
-            )
-            for _, other in others:
-                image[covered(points, other.position, other.heading, other.bounding_box)] = 1.0
-            parts.append(image.ravel())
-        return np.concatenate(parts).astype(np.float32)
-
-    COLOURS = np.array([[86, 122, 80], [92, 92, 96], [190, 190, 190], [222, 186, 70]], np.uint8)
-    EGOS = np.array([[231, 76, 60], [52, 152, 219], [241, 196, 15], [155, 89, 182]], np.uint8)
-
-    def frame(self) -> np.ndarray:
-        """The crossing from above, 150 m wide: the four agents and their goals in colours."""
-        image = self.COLOURS[self.ground]
-        axis = (np.arange(600) + 0.5) / 4 - 75
-        points = np.stack(np.meshgrid(axis, -axis), axis=-1)
-        for car in self.sim.vehicle_index.vehicles if self.sim else []:
-            image[covered(points, car.position, car.heading, car.chassis.dimensions)] = 235
-        for name, colour, live in zip(self.names, self.EGOS, self.live):
-            ego = self.last[name].ego_vehicle_state
-            goal = np.linalg.norm(points - ego.mission.goal.position[:2], axis=-1)
-            image[(goal < 2) & (goal > 1.4)] = colour
-            if live:
-                image[covered(points, ego.position, ego.heading, ego.bounding_box)] = colour
-        return image
-
-    def metrics(self) -> dict[str, float]:
-        """Of the episode that has ended, per agent."""
-        ends, share = list(self.ends.values()), 1 / len(self.names)
-        arrived = [self.seconds[name] for name, end in self.ends.items() if end == "goal"]
-        return {
-            "completion_rate": share * ends.count("goal"),  # the goal is a circle of 2 m
-            "collision_rate": share * ends.count("collision"),
-            "off_road_rate": share * ends.count("off road"),
-            "seconds_to_cross": float(np.mean(arrived)) if arrived else math.nan,
-        }
-
-    def close(self) -> None:
-        if self.sim is not None:
-            with contextlib.suppress(Exception):  # of one that has died
-                self.sim.destroy()
-            self.sim = None
-            self.logs.cleanup()
-
-
-def judge(before: Any, obs: Any, args: Args) -> tuple[float, str]:
-    """The reward of a step, from an agent's observations before and after it, and what ended it."""
-    goal = obs.ego_vehicle_state.mission.goal.position[:2]
-    there, here = (o.ego_vehicle_state.position[:2] for o in (before, obs))
-    reward = args.progress_reward * (math.dist(there, goal) - math.dist(here, goal))
-    reward += args.distance_reward * math.dist(there, here)
-    if obs.events.collisions:
-        return reward + args.collision_reward, "collision"
-    if obs.events.off_road or obs.events.off_route:
-        return reward + args.off_road_reward, "off road"
-    if obs.events.reached_goal:
-        return reward + args.goal_reward, "goal"
-    return reward, ""
-
-
-def covered(points: np.ndarray, position: Any, heading: Any, size: Any) -> np.ndarray:
-    """Which of the points [H, W, 2] lie under a car that stands at position."""
-    away = points - np.array(position[:2])
-    sin, cos = np.sin(float(heading)), np.cos(float(heading))
-    along, across = away @ [-sin, cos], away @ [cos, sin]
-    return (abs(along) < size.length / 2) & (abs(across) < size.width / 2)
-
-
-def built_scenario() -> Path:
-    """The folder of the crossing as SMARTS reads it, built where its source has changed."""
-    source = Path(__file__).parent / "scenarios" / "intersection-4lane"
-    if not (source / "build.py").exists():
-        fail(f"there is no {source}: copy the folder scenarios/ to where {SCRIPT}.py is")
-    files = b"".join(path.read_bytes() for path in sorted(source.glob("*.*")))
-    key = hashlib.sha256(files + version("eclipse-sumo").encode()).hexdigest()[:12]
-    cache = Path(os.environ.get("FOLIORL_CACHE", "~/.cache/foliorl")).expanduser()
-    folder = cache / f"intersection-4lane-{key}"
-    if not folder.exists():
-        cache.mkdir(parents=True, exist_ok=True)
-        with tempfile.TemporaryDirectory(dir=cache) as temporary:
-            command = [sys.executable, str(source / "build.py"), f"{temporary}/built"]
-            done = subprocess.run(command, capture_output=True, text=True)
-            if done.returncode:
-                fail(f"{source} cannot be built: {done.stderr}", code=1)
-            with contextlib.suppress(OSError):  # another process was faster
-                Path(temporary, "built").rename(folder)
-    return folder
-
-
-# [/shared]
-# [shared: apart]
-def serve(pipe: Connection, args: Args) -> None:
-    """Run a crossing for another process: answer what it asks for, until it hangs up."""
-    signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C reaches all processes; the run must
-    signal.signal(signal.SIGTERM, signal.SIG_IGN)  # still finish what it is at, to save it
-    env = Crossing(args)
-    pipe.send({name: getattr(env, name) for name in Apart.FACTS})
-    with contextlib.suppress(EOFError, BrokenPipeError):
-        while True:
-            method, *arguments = pipe.recv()
-            pipe.send(getattr(env, method)(*arguments))
-    env.close()
-
-
 class Apart(MultiAgentEnv):
-    """A crossing in a process of its own, started with PYTHONHASHSEED=0.
+    """The same in a process of its own, started with PYTHONHASHSEED=0.
 
-    Without that, the order in Python's sets, and with it what SMARTS computes, differs from run to
-    run. Two simulators in one process would share random generators.
+    SMARTS needs that: the order in Python's sets, and with it what it computes, would differ from
+    run to run. And several of it can run at the same time.
     """
 
-    FACTS = "obs_size", "pixels", "action_size", "discrete"
-    names = Crossing.names
-
-    def __init__(self, args: Args) -> None:
+    def __init__(self, args: Args, film: bool = False) -> None:
         os.environ["PYTHONHASHSEED"] = "0"  # for processes that begin from now on
         spawn = multiprocessing.get_context("spawn")
         self.pipe, theirs = spawn.Pipe()
-        self.process = spawn.Process(target=serve, args=(theirs, args), daemon=True)
+        self.process = spawn.Process(target=serve, args=(theirs, args, film), daemon=True)
         self.process.start()
         theirs.close()
         atexit.register(self.close)
-        for name, value in self.answer().items():
-            setattr(self, name, value)
+        vars(self).update(self.answer())
+
+    def ask(self, *request: Any) -> None:
+        with contextlib.suppress(BrokenPipeError):  # answer says why
+            self.pipe.send(request)
 
     def answer(self) -> Any:
         try:
             return self.pipe.recv()
-        except EOFError:
+        except (EOFError, ConnectionResetError):
             self.process.join()
             if self.process.exitcode in (1, 2):
                 raise SystemExit(self.process.exitcode) from None  # it has said why
             fail(f"the simulator's process ended with exit code {self.process.exitcode}", code=1)
 
-    def call(self, *request: Any) -> Any:
-        self.pipe.send(request)
+    def begin(self) -> Step:
+        self.ask("reset", self.seed)
         return self.answer()
-
-    def begin(self, seed: int) -> Step:
-        return self.call("reset", seed)
 
     def send(self, action: np.ndarray) -> None:
         super().send(action)
-        self.pipe.send(("step", action))
+        self.ask("step", action)
 
-    def receive(self) -> Step:
-        step = self.answer()
-        self.live = step.live
-        return step
+    def advance(self) -> Step:
+        return self.answer()
 
     def frame(self) -> np.ndarray:
-        return self.call("frame")
+        self.ask("frame")
+        return self.answer()
 
     def metrics(self) -> dict[str, float]:
-        return self.call("metrics")
+        self.ask("metrics")
+        return self.answer()
 
     def close(self) -> None:
         self.pipe.close()
         self.process.join()
 
 
-def make_env(args: Args, film: bool = False, apart: bool = True) -> MultiAgentEnv:
-    """The environment of --env-id; fails if there is none, or its agents' actions differ.
+def serve(pipe: Connection, args: Args, film: bool) -> None:
+    """Run an environment for another process: answer what it asks, until it hangs up."""
+    signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C reaches all processes at once, and a
+    signal.signal(signal.SIGTERM, signal.SIG_IGN)  # run must first finish what it is at, and save
+    try:
+        env = MultiAgentEnv(args, film)
+        facts = "names", "discrete", "action_size", "obs_size", "pixels", "fps"
+        pipe.send({name: getattr(env, name) for name in facts})
+        with contextlib.suppress(EOFError, BrokenPipeError, ConnectionResetError):
+            while True:
+                method, *arguments = pipe.recv()
+                pipe.send(getattr(env, method)(*arguments))
+        env.close()
+    except RuntimeError as error:
+        fail(f"{args.env_id}: {error}", code=1)
 
-    apart: run SMARTS in a process of its own; without, PYTHONHASHSEED is the caller's to set.
-    """
-    if "/" not in args.env_id:
-        fail(f"--env-id is {args.env_id}; give a package and a name, as mpe2/simple_spread_v3")
-    if not args.env_id.startswith("smarts/"):
-        return PettingZoo(args, film)
-    if args.env_id != "smarts/intersection-4lane-v0":
-        fail(f"there is no {args.env_id}; did you mean smarts/intersection-4lane-v0?")
-    return Apart(args) if apart else Crossing(args)
+
+def make_parallel(args: Args, film: bool) -> Any:
+    """The environment of --env-id as PettingZoo has it; fails if there is none."""
+    continuous = args.action_type == "continuous"
+    if args.env_id.startswith("smarts/"):
+        scenario = args.env_id.removeprefix("smarts/").removesuffix("-v0")
+        path = Path(__file__).parent / "scenarios" / scenario / "crossing.py"
+        if not path.exists():
+            known = "there is smarts/intersection-4lane-v0, in the folder scenarios/ beside"
+            fail(f"there is no {args.env_id}; {known} {SCRIPT}.py")
+        sys.path.insert(0, str(path.parent))
+        try:
+            module = importlib.import_module("crossing")
+        except ImportError as error:
+            fail(f"{args.env_id}: {error}; pip install -r requirements-smarts.txt")
+        for_driving = args.progress_reward, args.distance_reward
+        rewards = args.collision_reward, args.off_road_reward, args.goal_reward, *for_driving
+        world = args.traffic, args.turn, args.image, args.horizon
+        return module.Crossing(continuous, *world, rewards)
+    package, _, name = args.env_id.replace("/", ".").rpartition(".")
+    mode = {"render_mode": "rgb_array"} if film else {}
+    try:
+        make = importlib.import_module(f"{package}.{name}").parallel_env
+        try:  # MPE has both kinds of actions
+            return make(continuous_actions=continuous, **mode)
+        except TypeError:
+            return make(**mode)
+    except (ImportError, AttributeError, TypeError, ValueError) as error:
+        near = ""
+        with contextlib.suppress(ImportError, AttributeError, ValueError):
+            modules = pkgutil.iter_modules(importlib.import_module(package).__path__)
+            near = "".join(difflib.get_close_matches(name, [m.name for m in modules], n=1))
+            near = near and f"; did you mean {package}/{near}?"
+        fail(
+            f"cannot make {args.env_id}: {error}{near} (it takes package/name as in "
+            "mpe2/simple_spread_v3; pip install -r requirements-smarts.txt installs that one)"
+        )
+
+
+def make_env(args: Args, film: bool = False) -> MultiAgentEnv:
+    """The environment of --env-id, SMARTS in a process of its own."""
+    return (Apart if args.env_id.startswith("smarts/") else MultiAgentEnv)(args, film)
 
 
 # [/shared]
@@ -835,7 +538,9 @@ class Priorities:
     def put(self, index: Tensor, error: Tensor) -> None:
         self.error.scatter_(1, index, error)
         if self.by_rank:  # 1 + how many were larger
-            larger = self.sorted.shape[1] - torch.searchsorted(self.sorted, error.contiguous(), right=True)
+            larger = self.sorted.shape[1] - torch.searchsorted(
+                self.sorted, error.contiguous(), right=True
+            )
             priority = 1 / (1 + larger.double())
         else:
             priority = error.clamp(min=0).double() + 1e-6
@@ -1126,9 +831,9 @@ class Player:
     An episode's seed follows from the run's, the environment's number and the episode's.
     """
 
-    def __init__(self, args: Args, number: int = 0, apart: bool = True) -> None:
-        self.seed, self.device = [args.seed, number], args.device
-        self.envs = [make_env(args, apart=apart) for _ in range(args.num_envs)]
+    def __init__(self, args: Args, number: int = 0, make: Callable = make_env) -> None:
+        self.seed, self.device = (args.seed, number), args.device
+        self.envs: list[MultiAgentEnv] = [make(args) for _ in range(args.num_envs)]
         self.episodes = [0] * args.num_envs
         self.steps = [self.begin(i) for i in range(args.num_envs)]
 
@@ -1177,7 +882,8 @@ class Alone:
     """Plays and learns by turns, in this process."""
 
     def __init__(self, agent: Agent, buffer: ReplayBuffer, args: Args) -> None:
-        self.agent, self.buffer, self.args, self.player = agent, buffer, args, Player(args)
+        self.agent, self.buffer, self.player = agent, buffer, Player(args)
+        self.batch_size = args.batch_size
         self.update = compiled(agent.update, args)
 
     def play(self, noise: float, at_random: bool) -> list[Transition]:
@@ -1187,7 +893,7 @@ class Alone:
         """Make so many updates; returns how many were made, and the losses of the last."""
         losses: dict[str, Tensor] = {}
         for _ in range(updates):
-            index, batch = self.buffer.sample(self.args.batch_size, beta)
+            index, batch = self.buffer.sample(self.batch_size, beta)
             td_error, losses = self.update(batch)
             if self.buffer.priorities:
                 self.buffer.priorities.refresh(index, td_error.cpu())
@@ -1203,7 +909,7 @@ class Collector:
     def __init__(self, agent: Agent, args: Args, number: int) -> None:
         torch.manual_seed(args.seed + number)
         args = dataclasses.replace(args, device="cpu")
-        self.agent, self.player = agent.cpu(), Player(args, number, apart=False)
+        self.agent, self.player = agent.cpu(), Player(args, number, make=MultiAgentEnv)
 
     def collect(self, actor: dict, noise: float, at_random: bool) -> list[Transition]:
         """At least a hundred steps, with the newest actors."""
@@ -1238,9 +944,17 @@ class Cluster:
         try:
             import ray
         except ImportError:
-            fail("--num-collectors and --num-learners need Ray: pip install -U 'ray==2.60.0'")
+            fail(
+                "--num-collectors and --num-learners need Ray: "
+                "pip install -r requirements-smarts.txt"
+            )
         self.ray, self.agent, self.buffer, self.args = ray, agent, buffer, args
+        self.batch_size = args.batch_size
         count = {Collector: args.num_collectors, Learner: args.num_learners}
+        if 0 in count.values() or args.num_envs > 1:
+            fail(
+                "--num-collectors and --num-learners go together, each 1 or more, and --num-envs 1"
+            )
         if address := os.environ.get("RAY_ADDRESS"):
             ray.init(address=address, log_to_driver=False)
         else:
@@ -1252,7 +966,9 @@ class Cluster:
 
     def start(self, kind: type) -> Any:
         self.started += 1
-        return self.ray.remote(kind).remote(self.agent, self.args, self.started)
+        # What SMARTS computes depends on PYTHONHASHSEED; see Apart.
+        actor: Any = self.ray.remote(runtime_env={"env_vars": {"PYTHONHASHSEED": "0"}})(kind)
+        return actor.remote(self.agent, self.args, self.started)
 
     def play(self, noise: float, at_random: bool) -> list[Transition]:
         """Wait until a worker has done its part; returns the steps that have come, if any have."""
@@ -1270,11 +986,14 @@ class Cluster:
                     steps += result
                 else:
                     self.gradients.append((index, result))
-            except self.ray.exceptions.RayActorError:
+            except self.ray.exceptions.RayError as error:
                 self.deaths += 1
+                reason = str(error).strip().split("\n")[-1]
                 if self.deaths > 5:
-                    fail(f"six times a {kind.__name__} has died before it did anything", code=1)
-                print(f"{SCRIPT}: a {kind.__name__} died and is replaced", file=sys.stderr)
+                    fail(f"six in a row died, the last a {kind.__name__}: {reason}", code=1)
+                print(
+                    f"{SCRIPT}: a {kind.__name__} died and is replaced ({reason})", file=sys.stderr
+                )
                 worker = self.start(kind)
             self.idle[kind].append(worker)
         return steps
@@ -1292,7 +1011,7 @@ class Cluster:
         under_way = sum(kind is Learner for kind, _, _ in self.working.values())
         networks = {k: v for k, v in self.agent.state_dict().items() if "optimizer" not in k}
         for _ in range(min(updates - done - under_way, len(self.idle[Learner]))):
-            index, batch = self.buffer.sample(self.args.batch_size, beta)
+            index, batch = self.buffer.sample(self.batch_size, beta)
             worker = self.idle[Learner].pop()
             self.working[worker.gradients.remote(networks, batch)] = (Learner, worker, index)
         return done, losses
@@ -1342,7 +1061,8 @@ def train(args: Args, checkpoint: dict[str, Any] | None = None) -> Path:
             beta = linear(args.per_beta_start, args.per_beta_end, before / args.total_timesteps)
             updates, losses = crew.learn(owed, beta)
             run.updates, owed = run.updates + updates, owed - updates
-            logger.losses(run.env_step, losses)
+            if updates:
+                logger.losses(run.env_step, losses)
 
         # Evaluate
         finished = run.env_step >= args.total_timesteps
@@ -1417,9 +1137,6 @@ def evaluate(
         "episodes": len(sums),
         "agent_returns": " ".join(f"{value:.2f}" for value in np.mean(returns, axis=0)),
     }
-
-
-METRICS = "completion_rate", "collision_rate", "off_road_rate", "seconds_to_cross"
 
 
 def summary(result: dict[str, Any]) -> str:

@@ -955,10 +955,11 @@ class Cluster:
             fail(
                 "--num-collectors and --num-learners go together, each 1 or more, and --num-envs 1"
             )
+        quiet: dict[str, Any] = {"log_to_driver": False, "logging_level": "error"}
         if address := os.environ.get("RAY_ADDRESS"):
-            ray.init(address=address, log_to_driver=False)
-        else:
-            ray.init(num_cpus=sum(count.values()), include_dashboard=False, log_to_driver=False)
+            ray.init(address=address, **quiet)
+        else:  # with more processes than processors they take turns
+            ray.init("local", num_cpus=sum(count.values()), include_dashboard=False, **quiet)
         self.started = self.deaths = 0
         self.idle = {kind: [self.start(kind) for _ in range(n)] for kind, n in count.items()}
         self.working: dict[Any, tuple] = {}  # what Ray promised: kind, worker, places of the batch

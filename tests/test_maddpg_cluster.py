@@ -1,0 +1,206 @@
+"""maddpg_smarts.py's players, and its collectors and learners as Ray actors."""
+
+from __future__ import annotations
+
+import os
+import signal
+import sys
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from conftest import COMMON, rows, run_python
+
+import maddpg_smarts as maddpg
+
+ray = pytest.importorskip("ray")
+
+SMALL: dict[str, Any] = COMMON | {
+    "env_id": "mpe2/simple_spread_v3",
+    "actor_hidden_sizes": (16,),
+    "critic_hidden_sizes": (16,),
+    "batch_size": 16,
+    "buffer_size": 2000,
+    "learning_starts": 100,
+    "update_interval": 20,
+    "eval_interval": 1000,
+    "eval_episodes": 1,
+}
+
+
+class Mortal(maddpg.MultiAgentEnv):
+    """Agents a, b and c; they see the time, c ends after 1 step, b after 3, all after 5."""
+
+    names, obs_size, pixels, action_size, discrete, fps = ["a", "b", "c"], 1, 0, 2, False, 10
+
+    def __init__(self, *_: Any) -> None:
+        self.t = 0
+
+    def here(self, reward: float) -> maddpg.Step:
+        ended = np.array([False, self.t == 3, self.t == 1])
+        last = np.float32(self.live[:, None] * (10 + self.t))
+        rewards, cut_off = np.float32(reward * self.live), self.live & (self.t == 5)
+        live = self.live & ~ended & ~cut_off
+        return maddpg.Step(last * live[:, None], rewards, ended, cut_off, live, last)
+
+    def begin(self) -> maddpg.Step:
+        self.t = 0
+        return self.here(0.0)
+
+    def advance(self) -> maddpg.Step:
+        self.t += 1
+        return self.here(1.0)
+
+
+@pytest.mark.parametrize("at_random", [True, False])
+def test_what_is_stored_of_dead_agents_is_zero(at_random: bool) -> None:
+    args = maddpg.Args(**SMALL)
+    player = maddpg.Player(args, make=Mortal)
+    agent = maddpg.Agent(player.envs[0], args)
+    steps = [player.play(agent, 0.5, at_random) for _ in range(12)]
+    for i, step in enumerate(steps):
+        t = i % 5
+        lives = [True, t < 3, t < 1]
+        assert step.live.tolist() == [lives]
+        for part in step.obs, step.action.numpy(), step.reward, step.next_obs:
+            assert [bool(x.any()) for x in part[0]] == lives
+        assert step.terminated.tolist() == [[False, t == 2, t == 0]]
+        assert step.ended.tolist() == [t == 4]
+        expected = np.where(lives, 11 + t, 0)
+        assert step.next_obs[0, :, 0].tolist() == expected.tolist()
+        assert step.obs[0, :, 0].tolist() == np.where(lives, 10 + t, 0).tolist()
+
+
+def test_every_environment_and_every_episode_has_its_own_seed() -> None:
+    args = maddpg.Args(**SMALL | {"num_envs": 2})
+    seeds = set()
+    for number in 0, 1:
+        player = maddpg.Player(args, number, make=Mortal)
+        agent = maddpg.Agent(player.envs[0], args)
+        for _ in range(15):
+            seeds |= {env.seed for env in player.envs}
+            player.play(agent, 0.5, True)
+    assert len(seeds) == 2 * 2 * 3
+
+
+def test_a_learner_computes_the_gradients_that_the_agent_itself_would() -> None:
+    args = maddpg.Args(**SMALL | {"action_type": "continuous"})
+    env = maddpg.make_env(args)
+    agent, other = maddpg.Agent(env, args), maddpg.Agent(env, args)
+    learner = maddpg.Learner(other, args, 1)
+    shape = 1, 8, 3
+    batch = maddpg.Batch(
+        torch.randn(*shape, 18),
+        torch.rand(*shape, 5),
+        torch.randn(shape),
+        torch.zeros(shape),
+        torch.ones(shape),
+        torch.randn(*shape, 18),
+        torch.ones(1, 8),
+    )
+    networks = {k: v for k, v in agent.state_dict().items() if "optimizer" not in k}
+    for theirs, ours in zip(learner.gradients(networks, batch), agent.gradients(batch)):
+        torch.testing.assert_close(theirs, ours)
+
+
+def test_a_killed_collector_is_replaced_and_the_run_goes_on(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]
+) -> None:
+    play, seen = maddpg.Cluster.play, {"calls": 0, "pids": set(), "owed": []}
+
+    def killing(cluster: Any, noise: float, at_random: bool) -> Any:
+        seen["calls"] += 1
+        for worker in cluster.idle[maddpg.Collector]:
+            pid = ray.get(worker.__ray_call__.remote(lambda self: os.getpid()))
+            seen["pids"].add(pid)
+        steps = play(cluster, noise, at_random)
+        if seen["calls"] == 3:
+            busy = {worker for kind, worker, _ in cluster.working.values()}
+            assert busy
+            os.kill(pid, signal.SIGKILL)
+        return steps
+
+    learn = maddpg.Cluster.learn
+
+    def counting(cluster: Any, updates: int, beta: float) -> Any:
+        done, losses = learn(cluster, updates, beta)
+        seen["owed"].append(updates - done)
+        return done, losses
+
+    monkeypatch.setattr(maddpg.Cluster, "play", killing)
+    monkeypatch.setattr(maddpg.Cluster, "learn", counting)
+    monkeypatch.delenv("RAY_ADDRESS", raising=False)
+    args = maddpg.Args(
+        **SMALL
+        | {"num_collectors": 2, "num_learners": 1, "total_timesteps": 2000, "run_dir": tmp_path},
+    )
+    maddpg.train(args)
+    err = capfd.readouterr().err
+    assert err.count("maddpg_smarts: a Collector died and is replaced") == 1, err
+    assert len(seen["pids"]) == 3, "two at first, and one in the place of the killed one"
+    checkpoint = maddpg.load_checkpoint(tmp_path / "checkpoint.pt")
+    run, steps = checkpoint["run"], [int(r["env_step"]) for r in rows(tmp_path / "episodes.csv")]
+    assert steps == list(range(25, run["env_step"] + 1, 25)) and run["env_step"] >= 2000
+    assert min(seen["owed"]) >= 0, "more updates than were due"
+    assert 0 < run["updates"] <= (run["env_step"] - 100) // 20
+    assert checkpoint["buffer"]["size"] == min(run["env_step"], 2000)
+    start = maddpg.Agent(maddpg.make_env(args), args).state_dict()
+    assert all(torch.isfinite(p).all() for p in checkpoint["agent"].values())
+    assert checkpoint["agent"]["actor_optimizer.t"] == run["updates"] and start.keys()
+
+
+def test_without_the_flags_nothing_imports_ray(tmp_path: Path) -> None:
+    code = (
+        "import sys, maddpg_smarts as m; from pathlib import Path; "
+        f"m.train(m.Args(**{SMALL | {'total_timesteps': 200}}, run_dir=Path('run'))); "
+        "assert 'ray' not in sys.modules"
+    )
+    run_python(["-c", code], tmp_path, PYTHONPATH=str(Path(maddpg.__file__).parent))
+
+
+@pytest.mark.parametrize(
+    "flags",
+    [
+        {"num_collectors": 1},
+        {"num_learners": 1},
+        {"num_collectors": 1, "num_learners": 1, "num_envs": 2},
+    ],
+)
+def test_collectors_without_learners_are_refused_and_so_are_parallel_environments(
+    flags: dict[str, int], tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    with pytest.raises(SystemExit) as ending:
+        maddpg.train(maddpg.Args(**SMALL | flags, run_dir=tmp_path / "run"))
+    err = capsys.readouterr().err
+    assert (ending.value.code, err.count("\n")) == (2, 1), err
+    assert "--num-collectors" in err and "--num-learners" in err
+
+
+def test_without_ray_one_sentence_says_what_to_install(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setitem(sys.modules, "ray", None)
+    with pytest.raises(SystemExit) as ending:
+        flags = {"num_collectors": 1, "num_learners": 1}
+        maddpg.train(maddpg.Args(**SMALL | flags, run_dir=tmp_path / "run"))
+    err = capsys.readouterr().err
+    assert (ending.value.code, err.count("\n")) == (2, 1), err
+    assert "requirements-smarts.txt" in err
+
+
+def test_the_cluster_at_ray_address_is_used(monkeypatch: pytest.MonkeyPatch) -> None:
+    asked: list[Any] = []
+
+    def init(**words: Any) -> None:
+        asked.append(words)
+        raise ConnectionError("nobody there")
+
+    monkeypatch.setenv("RAY_ADDRESS", "10.0.0.1:6379")
+    monkeypatch.setattr(ray, "init", init)
+    args = maddpg.Args(**SMALL | {"num_collectors": 1, "num_learners": 1})
+    env = maddpg.make_env(args)
+    with pytest.raises(ConnectionError):
+        maddpg.Cluster(maddpg.Agent(env, args), maddpg.ReplayBuffer(env, args), args)
+    assert asked[0]["address"] == "10.0.0.1:6379" and "num_cpus" not in asked[0]

@@ -210,7 +210,7 @@ class MultiAgentEnv:
             low, high = self.space.low, self.space.high
             share = (np.clip(self.actions[-1], -1, 1) + 1) / 2
             moves = low + share.reshape(-1, *low.shape).astype(np.float32) * (high - low)
-        acting = {name: move for name, move, live in zip(self.names, moves, self.live) if live}
+        acting = {name: move for name, move, live in zip(self.names, moves, self.live)}
         return self.pack(*self.env.step(acting)[:4])
 
     def pack(self, obs: dict, reward: dict, terminated: dict, truncated: dict) -> Step:
@@ -567,7 +567,7 @@ class Priorities:
         self.enter()
         first = torch.arange(size).expand(len(self.error), -1)
         return {
-            "error": self.error[:, :size],
+            "error": self.error[:, :size].clone(),
             "priority": self.tree.get(first),
             "sorted": self.sorted,
             "largest": self.largest,
@@ -593,11 +593,11 @@ class ReplayBuffer:
         numbers = env.obs_size - env.pixels
         sizes = {"obs": (numbers,), "next_obs": (numbers,), "action": (env.action_size,)}
         self.parts: dict[str, Tensor] = {}
-        for name in Transition._fields[:-1]:  # memory that is not written to yet takes no room
+        for name in Transition._fields[:-1]:  # memory not yet written to takes no room
             shape = self.capacity, n, *sizes.get(name, ())
-            self.parts[name] = torch.zeros(shape, device=args.device)
+            self.parts[name] = torch.empty(shape, device=args.device)
             if self.pixels and "obs" in name:  # images in bytes
-                image = torch.zeros(self.capacity, n, self.pixels, dtype=torch.uint8)
+                image = torch.empty(self.capacity, n, self.pixels, dtype=torch.uint8)
                 self.parts[f"{name}_image"] = image.to(args.device)
         self.position = self.size = 0
         self.priorities = Priorities(n, self.capacity, args) if args.prioritized_replay else None
@@ -635,7 +635,8 @@ class ReplayBuffer:
 
     def state_dict(self) -> dict[str, Any]:
         """What is stored, without the room that is still free."""
-        state: dict[str, Any] = {name: part[: self.size] for name, part in self.parts.items()}
+        # Copies: of a view, torch.save would write all the memory that lies behind it.
+        state: dict[str, Any] = {name: p[: self.size].clone() for name, p in self.parts.items()}
         state |= {"position": self.position, "size": self.size}
         return state | (self.priorities.state_dict(self.size) if self.priorities else {})
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from pathlib import Path
 from typing import Any
 
@@ -18,7 +19,10 @@ import maddpg_smarts as maddpg
 class Sizes(maddpg.MultiAgentEnv):
     """The sizes of an environment of agents that see two numbers and have three actions."""
 
-    names, obs_size, action_size, discrete = ["a", "b"], 2, 3, True
+    names, action_size, discrete = ["a", "b"], 3, True
+
+    def __init__(self, pixels: int) -> None:
+        self.pixels, self.obs_size = pixels, 2 + pixels
 
 
 def make_args(**changes: Any) -> Any:
@@ -26,9 +30,7 @@ def make_args(**changes: Any) -> Any:
 
 
 def make_buffer(pixels: int = 0, **changes: Any) -> maddpg.ReplayBuffer:
-    env = Sizes()
-    env.pixels, env.obs_size = pixels, 2 + pixels
-    return maddpg.ReplayBuffer(env, make_args(**changes))
+    return maddpg.ReplayBuffer(Sizes(pixels), make_args(**changes))
 
 
 def add(buffer: maddpg.ReplayBuffer, *numbers: int, live: tuple[int, int] = (1, 1)) -> None:
@@ -262,6 +264,15 @@ def test_uniform_samples_are_uniform_over_what_is_stored() -> None:
     assert not counts[40:].any() and chisquare(counts[:40]).pvalue > 1e-3
 
 
+def test_room_for_millions_of_transitions_is_taken_only_as_they_come() -> None:
+    def resident() -> int:
+        return int(Path("/proc/self/statm").read_text().split()[1]) * os.sysconf("SC_PAGE_SIZE")
+
+    before = resident()
+    buffer = make_buffer(pixels=3072, buffer_size=1_000_000, prioritized_replay=False)
+    assert resident() - before < 20e6 < sum(part.nbytes for part in buffer.parts.values())
+
+
 def test_images_are_kept_in_bytes() -> None:
     buffer = make_buffer(pixels=4)
     obs = np.random.default_rng(0).random((1, 2, 6)).astype(np.float32)
@@ -275,6 +286,11 @@ def test_images_are_kept_in_bytes() -> None:
         torch.testing.assert_close(
             part[0, 0, :, 2:], torch.tensor(expected[0, :, 2:]), atol=0.5 / 255 + 1e-6, rtol=0
         )
+
+
+def test_a_file_holds_no_room_that_is_still_free(tmp_path: Path) -> None:
+    torch.save(filled(100, buffer_size=100_000).state_dict(), tmp_path / "buffer.pt")
+    assert (tmp_path / "buffer.pt").stat().st_size < 50_000
 
 
 @pytest.mark.parametrize("variant", ["proportional", "rank"])

@@ -105,12 +105,12 @@ class Args:
     num_collectors: int = 0  # processes that play, each in an environment of its own
     num_learners: int = 0  # processes that compute gradients, none waiting for another
 
-    # Evaluation, without noise and in an environment of its own
+    # Evaluation, without noise and in an environment of its own. A return is the agents' sum.
     eval_interval: int = 10_000  # steps from one evaluation to the next
     eval_episodes: int = 10  # episodes in an evaluation
     stop_at_return: float | None = None  # stop once the last 3 evaluations are all at least this
     capture_video: bool = False  # film the first episode of every evaluation
-    evaluate: str | None = None  # play, do not train: a run folder, a .pt file, untrained or random
+    evaluate: str | None = None  # play: a run folder, a .pt file, untrained, random or keep-lane
 
     # Run folder
     run_dir: Path | None = None  # default: runs/{env_id}__{exp_name}__{seed}__{time}
@@ -458,7 +458,7 @@ class SumTree:
 
     nodes [N, 2 * leaves]: node 1 is the root, and the children of node k are 2k and 2k + 1. So
     drawing in proportion to the priorities takes log2(leaves) steps down, in place of a sum over
-    all leaves, and changing a priority as many steps up (Schaul et al. 2016, section B.2.1).
+    all leaves, and changing a priority as many steps up (Schaul et al. 2016, appendix B).
     """
 
     def __init__(self, num_agents: int, capacity: int) -> None:
@@ -528,7 +528,8 @@ class Priorities:
 
     def refresh(self, index: Tensor, td_error: Tensor) -> None:
         """The errors [N, B] of transitions that were learnt from, index [N, B]."""
-        error = td_error.abs()
+        dead = self.error.gather(1, index) < 0
+        error = torch.where(dead, -1.0, td_error.abs())
         self.largest = torch.maximum(self.largest, error.amax(1, keepdim=True))
         self.put(index, error)
         self.refreshed += 1
@@ -538,10 +539,8 @@ class Priorities:
     def put(self, index: Tensor, error: Tensor) -> None:
         self.error.scatter_(1, index, error)
         if self.by_rank:  # 1 + how many were larger
-            larger = self.sorted.shape[1] - torch.searchsorted(
-                self.sorted, error.contiguous(), right=True
-            )
-            priority = 1 / (1 + larger.double())
+            not_larger = torch.searchsorted(self.sorted, error.contiguous(), right=True)
+            priority = 1 / (1 + self.sorted.shape[1] - not_larger.double())
         else:
             priority = error.clamp(min=0).double() + 1e-6
         self.tree.set(index, priority**self.alpha * (error >= 0))
@@ -801,15 +800,16 @@ class Agent(nn.Module):
 
     @torch.no_grad()
     def step(self, critic_grads: list[Tensor], actor_grads: list[Tensor]) -> None:
-        """A step of Adam; then the targets follow, θ' = τ θ + (1 - τ) θ'."""
+        """A step of Adam; then the targets follow."""
         self.critic_optimizer.step(self.clip(critic_grads))
         self.actor_optimizer.step(self.clip(actor_grads))
-        for target, online in (
-            (self.target_critic, self.critic),
-            (self.target_actor, self.actor),
-        ):
-            for target_param, param in zip(target.parameters(), online.parameters()):
-                target_param.lerp_(param, self.tau)
+        self.follow(self.target_critic, self.critic)
+        self.follow(self.target_actor, self.actor)
+
+    def follow(self, target: nn.Module, online: nn.Module) -> None:
+        """θ' = τ θ + (1 - τ) θ'."""
+        for target_param, param in zip(target.parameters(), online.parameters()):
+            target_param.lerp_(param, self.tau)
 
     def clip(self, grads: list[Tensor]) -> list[Tensor]:
         """Each agent's gradient, scaled down to max_grad_norm where it is longer."""
@@ -832,9 +832,10 @@ class Player:
     An episode's seed follows from the run's, the environment's number and the episode's.
     """
 
-    def __init__(self, args: Args, number: int = 0, make: Callable = make_env) -> None:
+    def __init__(self, args: Args, number: int = 0, apart: bool = True) -> None:
         self.seed, self.device = (args.seed, number), args.device
-        self.envs: list[MultiAgentEnv] = [make(args) for _ in range(args.num_envs)]
+        make = make_env if apart else MultiAgentEnv
+        self.envs = [make(args) for _ in range(args.num_envs)]
         self.episodes = [0] * args.num_envs
         self.steps = [self.begin(i) for i in range(args.num_envs)]
 
@@ -882,7 +883,7 @@ class Player:
 class Alone:
     """Plays and learns by turns, in this process."""
 
-    def __init__(self, agent: Agent, buffer: ReplayBuffer, args: Args) -> None:
+    def __init__(self, agent: Agent, buffer: ReplayBuffer, args: Args, env_step: int) -> None:
         self.agent, self.buffer, self.player = agent, buffer, Player(args)
         self.batch_size = args.batch_size
         self.update = compiled(agent.update, args)
@@ -909,8 +910,7 @@ class Collector:
 
     def __init__(self, agent: Agent, args: Args, number: int) -> None:
         torch.manual_seed(args.seed + number)
-        args = dataclasses.replace(args, device="cpu")
-        self.agent, self.player = agent.cpu(), Player(args, number, make=MultiAgentEnv)
+        self.agent, self.player = agent, Player(args, number, apart=False)
 
     def collect(self, actor: dict, noise: float, at_random: bool) -> list[Transition]:
         """At least a hundred steps, with the newest actors."""
@@ -941,7 +941,7 @@ class Cluster:
     that dies is replaced.
     """
 
-    def __init__(self, agent: Agent, buffer: ReplayBuffer, args: Args) -> None:
+    def __init__(self, agent: Agent, buffer: ReplayBuffer, args: Args, env_step: int) -> None:
         try:
             import ray
         except ImportError:
@@ -952,16 +952,15 @@ class Cluster:
         self.ray, self.agent, self.buffer, self.args = ray, agent, buffer, args
         self.batch_size = args.batch_size
         count = {Collector: args.num_collectors, Learner: args.num_learners}
-        if 0 in count.values() or args.num_envs > 1:
-            fail(
-                "--num-collectors and --num-learners go together, each 1 or more, and --num-envs 1"
-            )
+        if 0 in count.values() or args.num_envs > 1 or args.device != "cpu":
+            together = "--num-collectors and --num-learners go together, each 1 or more"
+            fail(f"{together}, and with --num-envs 1 and --device cpu")
         quiet: dict[str, Any] = {"log_to_driver": False, "logging_level": "error"}
         if address := os.environ.get("RAY_ADDRESS"):
             ray.init(address=address, **quiet)
         else:  # with more processes than processors they take turns
             ray.init("local", num_cpus=sum(count.values()), include_dashboard=False, **quiet)
-        self.started = self.deaths = 0
+        self.started, self.deaths = env_step, 0  # a resumed run's collectors get other seeds
         self.idle = {kind: [self.start(kind) for _ in range(n)] for kind, n in count.items()}
         self.working: dict[Any, tuple] = {}  # what Ray promised: kind, worker, places of the batch
         self.gradients: list[tuple] = []  # have arrived and are not applied yet
@@ -1033,13 +1032,13 @@ def train(args: Args, checkpoint: dict[str, Any] | None = None) -> Path:
     eval_env = make_env(args, film=args.capture_video)
     agent = Agent(eval_env, args).to(args.device)
     buffer = ReplayBuffer(eval_env, args)
+    run = restore(checkpoint, agent, buffer) if checkpoint else Progress()
     spread = args.num_collectors + args.num_learners > 0
-    crew: Alone | Cluster = (Cluster if spread else Alone)(agent, buffer, args)
-    run, run_dir = Progress(), open_run(args)
-    if checkpoint:
-        run = restore(checkpoint, agent, buffer, crew)
+    crew: Alone | Cluster = (Cluster if spread else Alone)(agent, buffer, args, run.env_step)
+    run_dir = open_run(args)
     logger = AgentsLogger(args, run_dir, run.env_step, run.seconds)
-    if checkpoint and "unfinished" in checkpoint:
+    if checkpoint and isinstance(crew, Alone) and checkpoint["player"]:
+        crew.player.restore(checkpoint["player"])
         logger.returns, logger.lengths = map(np.array, checkpoint["unfinished"])
     interrupt = Interrupt()
     saved_at, owed, finished = run.env_step, 0, False
@@ -1057,9 +1056,8 @@ def train(args: Args, checkpoint: dict[str, Any] | None = None) -> Path:
 
         # Learn
         if run.env_step > starts:
-            owed += (
-                run.env_step // args.update_interval - max(before, starts) // args.update_interval
-            )
+            interval = args.update_interval
+            owed += run.env_step // interval - max(before, starts) // interval
             beta = linear(args.per_beta_start, args.per_beta_end, before / args.total_timesteps)
             updates, losses = crew.learn(owed, beta)
             run.updates, owed = run.updates + updates, owed - updates
@@ -1317,7 +1315,7 @@ def load_checkpoint(path: Path) -> dict[str, Any]:
 def whole_state(agent: Agent, buffer: ReplayBuffer, crew: Alone | Cluster) -> dict[str, Any]:
     """What a run is: networks, optimizers, buffer, generators, and the unfinished episodes.
 
-    Of a cluster the episodes are left out, and the generators of its workers.
+    A cluster's episodes and generators are not in it: there a resumed run begins new episodes.
     """
     return {
         "agent": agent.state_dict(),
@@ -1327,14 +1325,10 @@ def whole_state(agent: Agent, buffer: ReplayBuffer, crew: Alone | Cluster) -> di
     }
 
 
-def restore(
-    checkpoint: dict[str, Any], agent: Agent, buffer: ReplayBuffer, crew: Alone | Cluster
-) -> Progress:
-    """Put back what whole_state took, and return the run's counters."""
+def restore(checkpoint: dict[str, Any], agent: Agent, buffer: ReplayBuffer) -> Progress:
+    """Put back what whole_state took, but for the episodes; returns the run's counters."""
     agent.load_state_dict(checkpoint["agent"])
     buffer.load_state_dict(checkpoint["buffer"])
-    if isinstance(crew, Alone) and checkpoint["player"]:
-        crew.player.restore(checkpoint["player"])
     torch.set_rng_state(checkpoint["torch_rng"][0])
     for i, state in enumerate(checkpoint["torch_rng"][1 : 1 + torch.cuda.device_count()]):
         torch.cuda.set_rng_state(state, i)

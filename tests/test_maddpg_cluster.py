@@ -40,8 +40,8 @@ class Mortal(maddpg.MultiAgentEnv):
 
     def here(self, reward: float) -> maddpg.Step:
         ended = np.array([False, self.t == 3, self.t == 1])
-        last = np.float32(self.live[:, None] * (10 + self.t))
-        rewards, cut_off = np.float32(reward * self.live), self.live & (self.t == 5)
+        last = (self.live[:, None] * (10 + self.t)).astype(np.float32)
+        rewards, cut_off = (reward * self.live).astype(np.float32), self.live & (self.t == 5)
         live = self.live & ~ended & ~cut_off
         return maddpg.Step(last * live[:, None], rewards, ended, cut_off, live, last)
 
@@ -55,9 +55,12 @@ class Mortal(maddpg.MultiAgentEnv):
 
 
 @pytest.mark.parametrize("at_random", [True, False])
-def test_what_is_stored_of_dead_agents_is_zero(at_random: bool) -> None:
+def test_what_is_stored_of_dead_agents_is_zero(
+    at_random: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(maddpg, "make_env", Mortal)
     args = maddpg.Args(**SMALL)
-    player = maddpg.Player(args, make=Mortal)
+    player = maddpg.Player(args)
     agent = maddpg.Agent(player.envs[0], args)
     steps = [player.play(agent, 0.5, at_random) for _ in range(12)]
     for i, step in enumerate(steps):
@@ -73,11 +76,14 @@ def test_what_is_stored_of_dead_agents_is_zero(at_random: bool) -> None:
         assert step.obs[0, :, 0].tolist() == np.where(lives, 10 + t, 0).tolist()
 
 
-def test_every_environment_and_every_episode_has_its_own_seed() -> None:
+def test_every_environment_and_every_episode_has_its_own_seed(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr(maddpg, "make_env", Mortal)
     args = maddpg.Args(**SMALL | {"num_envs": 2})
     seeds = set()
     for number in 0, 1:
-        player = maddpg.Player(args, number, make=Mortal)
+        player = maddpg.Player(args, number)
         agent = maddpg.Agent(player.envs[0], args)
         for _ in range(15):
             seeds |= {env.seed for env in player.envs}
@@ -108,15 +114,16 @@ def test_a_learner_computes_the_gradients_that_the_agent_itself_would() -> None:
 def test_a_killed_collector_is_replaced_and_the_run_goes_on(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]
 ) -> None:
-    play, seen = maddpg.Cluster.play, {"calls": 0, "pids": set(), "owed": []}
+    play, pids = maddpg.Cluster.play, set[int]()
+    calls, owed = [], []
 
     def killing(cluster: Any, noise: float, at_random: bool) -> Any:
-        seen["calls"] += 1
+        calls.append(noise)
         for worker in cluster.idle[maddpg.Collector]:
             pid = ray.get(worker.__ray_call__.remote(lambda self: os.getpid()))
-            seen["pids"].add(pid)
+            pids.add(pid)
         steps = play(cluster, noise, at_random)
-        if seen["calls"] == 3:
+        if len(calls) == 3:
             busy = {worker for kind, worker, _ in cluster.working.values()}
             assert busy
             os.kill(pid, signal.SIGKILL)
@@ -126,7 +133,7 @@ def test_a_killed_collector_is_replaced_and_the_run_goes_on(
 
     def counting(cluster: Any, updates: int, beta: float) -> Any:
         done, losses = learn(cluster, updates, beta)
-        seen["owed"].append(updates - done)
+        owed.append(updates - done)
         return done, losses
 
     monkeypatch.setattr(maddpg.Cluster, "play", killing)
@@ -139,11 +146,11 @@ def test_a_killed_collector_is_replaced_and_the_run_goes_on(
     maddpg.train(args)
     err = capfd.readouterr().err
     assert err.count("maddpg_smarts: a Collector died and is replaced") == 1, err
-    assert len(seen["pids"]) == 3, "two at first, and one in the place of the killed one"
+    assert len(pids) == 3, "two at first, and one in the place of the killed one"
     checkpoint = maddpg.load_checkpoint(tmp_path / "checkpoint.pt")
     run, steps = checkpoint["run"], [int(r["env_step"]) for r in rows(tmp_path / "episodes.csv")]
     assert steps == list(range(25, run["env_step"] + 1, 25)) and run["env_step"] >= 2000
-    assert min(seen["owed"]) >= 0, "more updates than were due"
+    assert min(owed) >= 0, "more updates than were due"
     assert 0 < run["updates"] <= (run["env_step"] - 100) // 20
     assert checkpoint["buffer"]["size"] == min(run["env_step"], 2000)
     start = maddpg.Agent(maddpg.make_env(args), args).state_dict()
@@ -202,5 +209,5 @@ def test_the_cluster_at_ray_address_is_used(monkeypatch: pytest.MonkeyPatch) -> 
     args = maddpg.Args(**SMALL | {"num_collectors": 1, "num_learners": 1})
     env = maddpg.make_env(args)
     with pytest.raises(ConnectionError):
-        maddpg.Cluster(maddpg.Agent(env, args), maddpg.ReplayBuffer(env, args), args)
+        maddpg.Cluster(maddpg.Agent(env, args), maddpg.ReplayBuffer(env, args), args, 0)
     assert asked[0]["address"] == "10.0.0.1:6379" and "num_cpus" not in asked[0]

@@ -217,6 +217,8 @@ def test_an_agent_dead_in_all_that_is_stored_gets_weights_that_are_numbers() -> 
     add(buffer, 0, live=(1, 0))
     _, batch = buffer.sample(5, beta=1.0)
     assert torch.equal(batch.weight, torch.ones(2, 5)) and not batch.live[1, :, 1].any()
+    priorities(buffer).refresh(torch.zeros(2, 5, dtype=torch.int64), torch.ones(2, 5))
+    assert priorities(buffer).tree.nodes[:, 1].gt(0).tolist() == [True, False]
 
 
 def test_an_overwritten_transition_takes_its_priority_with_it() -> None:

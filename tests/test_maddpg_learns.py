@@ -1,0 +1,138 @@
+"""MADDPG learns tasks so small that the right answer is known."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from conftest import COMMON, rows
+
+import maddpg_smarts as maddpg
+
+
+class Colours(maddpg.MultiAgentEnv):
+    """Two agents, each shown one of three colours, for 5 steps; the episode is then cut off.
+
+    Each that names its colour (or, with numbers, whose action is near to it) earns both a point.
+    After two steps agent 1 has ended.
+    """
+
+    names, obs_size, pixels, fps = ["a", "b"], 3, 0, 10
+
+    def __init__(self, args: Any, film: bool = False) -> None:
+        self.discrete = args.action_type == "lane"
+        self.action_size = 3 if self.discrete else 1
+
+    def metrics(self) -> dict[str, float]:
+        return {}
+
+    def close(self) -> None:
+        pass
+
+    def show(self) -> None:
+        self.colour = self.random.integers(3, size=2)
+        self.obs = np.eye(3, dtype=np.float32)[self.colour]
+
+    def begin(self) -> maddpg.Step:
+        self.random, self.t = np.random.default_rng(self.seed), 0
+        self.show()
+        nothing = np.zeros(2, np.float32)
+        return maddpg.Step(self.obs, nothing, nothing > 0, nothing > 0, nothing == 0, self.obs)
+
+    def advance(self) -> maddpg.Step:
+        action = self.actions[-1]
+        if self.discrete:
+            right = action == self.colour
+        else:
+            right = 1 - np.abs(action[:, 0] - (self.colour - 1) * 0.8)
+        reward = ((right * self.live).sum() * self.live).astype(np.float32)
+        self.t += 1
+        self.show()
+        terminated = np.array([False, self.t == 2])
+        truncated = np.array([self.t == 5, False])
+        live = self.live & ~terminated & ~truncated
+        last = self.obs * self.live[:, None]
+        return maddpg.Step(last * live[:, None], reward, terminated, truncated, live, last)
+
+
+@pytest.mark.parametrize(
+    "flags",
+    [
+        {},
+        {"critic": "own"},
+        {"prioritized_replay": True},
+        {"prioritized_replay": True, "per_variant": "rank"},
+        {"action_type": "continuous"},
+    ],
+    ids=["joint", "own", "proportional", "rank", "continuous"],
+)
+def test_two_agents_learn_to_do_what_they_see(
+    flags: dict[str, Any], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(maddpg, "make_env", Colours)
+    args = maddpg.Args(
+        **COMMON,
+        env_id="colours",
+        total_timesteps=1500,
+        learning_starts=300,
+        update_interval=2,
+        batch_size=64,
+        gamma=0.5,
+        actor_learning_rate=1e-2,
+        critic_learning_rate=1e-2,
+        noise_decay_steps=1000,
+        eval_interval=10_000,
+        run_dir=tmp_path,
+        **flags,
+    )
+    maddpg.train(args)
+    (result,) = rows(tmp_path / "evaluations.csv")
+    # For two steps each earns up to 2, then one alone 1 for three: 11. At random, a third.
+    assert float(result["mean_return"]) > (9.5 if args.action_type == "continuous" else 10.5)
+    for agent_return, best in zip(result["agent_returns"].split(), (7, 4)):
+        assert float(agent_return) > 0.85 * best
+
+
+@pytest.mark.parametrize(("end", "expected"), [("terminated", 1.0), ("truncated", 2.0)])
+def test_a_value_counts_what_comes_after_a_time_limit_and_not_after_the_end(
+    end: str, expected: float, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Episodes of one step that earns 1; gamma is 0.5."""
+
+    class Ends(Colours):
+        def advance(self) -> maddpg.Step:
+            step = super().advance()._replace(reward=self.live.astype(np.float32))
+            return step._replace(
+                terminated=self.live & (end == "terminated"),
+                truncated=self.live & (end == "truncated"),
+                live=np.zeros(2, bool),
+                obs=np.zeros((2, 3), np.float32),
+                last_obs=self.obs,
+            )
+
+    monkeypatch.setattr(maddpg, "make_env", Ends)
+    args = maddpg.Args(
+        **COMMON,
+        env_id="ends",
+        total_timesteps=1000,
+        learning_starts=100,
+        update_interval=2,
+        batch_size=64,
+        gamma=0.5,
+        tau=0.05,
+        critic_learning_rate=1e-2,
+        eval_interval=10_000,
+        run_dir=tmp_path,
+    )
+    maddpg.train(args)
+    checkpoint = maddpg.load_checkpoint(tmp_path / "checkpoint.pt")
+    env = Ends(args)
+    agent, buffer = maddpg.Agent(env, args), maddpg.ReplayBuffer(env, args)
+    agent.load_state_dict(checkpoint["agent"])
+    buffer.load_state_dict(checkpoint["buffer"])
+    _, batch = buffer.sample(200, 1.0)
+    value = agent.value(agent.critic, batch.obs, batch.action, batch.live)
+    assert (value - expected).abs().max() < 0.1

@@ -210,7 +210,7 @@ class MultiAgentEnv:
             low, high = self.space.low, self.space.high
             share = (np.clip(self.actions[-1], -1, 1) + 1) / 2
             moves = low + share.reshape(-1, *low.shape).astype(np.float32) * (high - low)
-        acting = {name: move for name, move, live in zip(self.names, moves, self.live)}
+        acting = {name: move for name, move, live in zip(self.names, moves, self.live) if live}
         return self.pack(*self.env.step(acting)[:4])
 
     def pack(self, obs: dict, reward: dict, terminated: dict, truncated: dict) -> Step:
@@ -304,8 +304,10 @@ class Apart(MultiAgentEnv):
 
 def serve(pipe: Connection, args: Args, film: bool) -> None:
     """Run an environment for another process: answer what it asks, until it hangs up."""
-    signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C reaches all processes at once, and a
-    signal.signal(signal.SIGTERM, signal.SIG_IGN)  # run must first finish what it is at, and save
+    # Ctrl-C is sent to a whole process group, of which SUMO would die; and a run that is told to
+    # end must first finish what it is at, and save.
+    os.setsid()
+    signal.signal(signal.SIGTERM, signal.SIG_IGN)
     try:
         env = MultiAgentEnv(args, film)
         facts = "names", "discrete", "action_size", "obs_size", "pixels", "fps"
@@ -1455,6 +1457,9 @@ def play(args: Args, checkpoint: dict[str, Any] | None, path: Path | None) -> No
 
 
 # [shared: agents main]
+WORLD = "traffic", "turn", "horizon"  # what a policy may be evaluated on that has not seen it
+
+
 def floor(name: str, env: MultiAgentEnv) -> Callable[[Tensor], Tensor]:
     """The policy that acts at random, or the one that only ever keeps its lane."""
     size = (len(env.names), env.action_size)
@@ -1480,6 +1485,8 @@ def main() -> None:
         saved = Args(**checkpoint["args"])
         args = tyro.cli(Args, default=saved)
         for name in FIXED.split():
+            if args.evaluate and name in WORLD:
+                continue
             if getattr(args, name) != getattr(saved, name):
                 fail(f"{path} has {name} {getattr(saved, name)}, which cannot be changed")
         if args.resume and checkpoint["run"]["env_step"] >= args.total_timesteps:
@@ -1524,7 +1531,8 @@ if __name__ == "__main__":
 #     "eclipse-sumo==1.28.0",
 #     "libsumo==1.28.0",
 #     "rtree==1.4.1",
-#     "shapely==2.2.0",
+#     'shapely==2.2.0; python_version >= "3.11"',
+#     'shapely==2.1.2; python_version < "3.11"',
 #     "trimesh==5.2.0",
 #     'scipy==1.17.1; python_version >= "3.11"',
 #     'scipy==1.15.3; python_version < "3.11"',

@@ -7,7 +7,6 @@ from typing import Any
 
 import numpy as np
 import pytest
-import torch
 from conftest import COMMON, rows
 
 import maddpg_smarts as maddpg

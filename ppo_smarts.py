@@ -1038,7 +1038,7 @@ def compiled(function: Callable, args: Args) -> Callable:
     if not args.compile:
         return function
     if args.device == "cpu" and not (shutil.which("g++") or shutil.which("clang++")):
-        print(f"{SCRIPT}: no C++ compiler is found, so updates run uncompiled, a third slower")
+        print(f"{SCRIPT}: no C++ compiler is found, so it runs uncompiled, and slower")
         return function
     torch._dynamo.config.trace_autograd_ops = True  # lets the graph hold torch.autograd.grad
     return torch.compile(function, fullgraph=True)

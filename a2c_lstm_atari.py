@@ -337,11 +337,14 @@ class Agent(nn.Module):
         self.h, self.c = nn.Buffer(h), nn.Buffer(c.clone())
         self.begins = nn.Buffer(torch.ones(args.num_envs, dtype=torch.bool))
         self.temperature = nn.Buffer(torch.tensor(args.temperature_init))
+        # The paper divides by sqrt(g + ε), PyTorch by sqrt(g) + eps, which 3e-3 makes about the
+        # same as ε = 1e-5. With eps = 1e-5, weights whose gradients are small take full steps as
+        # well, and within ten updates the features saturate the LSTM for good.
         self.optimizer = torch.optim.RMSprop(
             self.net.parameters(),
             args.learning_rate,
             alpha=0.99,
-            eps=1e-5,
+            eps=3e-3,
             weight_decay=args.weight_decay,
         )
 

@@ -15,7 +15,12 @@ import pytest
 import tyro
 from conftest import ROOT, SCRIPTS, Run, flags, kind
 
-DOCUMENTS = [ROOT / "README.md", ROOT / "CONTRIBUTING.md", *sorted((ROOT / "docs").glob("*.md"))]
+KINDS = {name.split("_")[-1] for name in SCRIPTS} | {"smarts"}
+DOCUMENTS = [ROOT / "README.md", ROOT / "CONTRIBUTING.md"] + [
+    path
+    for path in sorted((ROOT / "docs").glob("*.md"))
+    if path.stem in SCRIPTS or path.stem.split("_")[-1] not in KINDS  # else of no script here
+]
 # Commands that are not carried out here: how they begin, and the test or program that does it.
 ELSEWHERE = {
     "python3 -m venv": "Makefile",
@@ -41,8 +46,9 @@ def workshop(tmp_path: Path) -> Path:
     """A copy of what a reader has, to run things in."""
     for path in [*ROOT.glob("*.py"), *ROOT.glob("*requirements*.txt")]:
         shutil.copy(path, tmp_path)
-    for name in "benchmark", "tools", "docs", "tests":
-        shutil.copytree(ROOT / name, tmp_path / name)
+    for name in "benchmark", "tools", "docs", "tests", "scenarios":
+        if (ROOT / name).exists():
+            shutil.copytree(ROOT / name, tmp_path / name)
     for name in "Makefile", "README.md", "mkdocs.yml", "CONTRIBUTING.md":
         shutil.copy(ROOT / name, tmp_path)
     return tmp_path

@@ -241,7 +241,10 @@ RAY = """#!/usr/bin/env bash
 # A stand-in for Ray's jobs: processes here. To stop one, every process of it is told.
 tree() { echo "$1" && for child in $(pgrep -P "$1"); do tree "$child"; done; }
 jobs=$(dirname "$0")
-[[ "$1 $2" == "job stop" ]] && exec kill -TERM $(tree "$(< "$jobs/${*: -1}")")
+if [[ "$1 $2" == "job stop" ]]; then
+    for process in $(tree "$(< "$jobs/${*: -1}")"); do kill -TERM "$process" && sleep 0.3; done
+    exit
+fi
 while [[ $1 != -- ]]; do
     [[ $1 == --submission-id ]] && id=$2
     shift
@@ -253,28 +256,65 @@ exit 0
 """
 
 
+COUNT = """
+import signal, sys, time
+from pathlib import Path
+
+signals = []
+signal.signal(signal.SIGTERM, lambda number, _: signals.append(number))
+folder = Path(sys.argv[sys.argv.index("--run-dir") + 1])
+(folder / "ready").touch()
+while not signals:
+    time.sleep(0.01)
+time.sleep(2)
+(folder / "signals").write_text(str(len(signals)))
+sys.exit(143)
+"""
+
+
+def ray_stand_in(folder: Path) -> Path:
+    """A folder with the stand-in, for the PATH."""
+    folder.mkdir()
+    (folder / "ray").write_text(RAY)
+    (folder / "ray").chmod(0o755)
+    return folder
+
+
+def wait_for(path: Path) -> None:
+    deadline = time.time() + 120
+    while not path.exists() and time.time() < deadline:
+        time.sleep(0.02)
+
+
+def test_a_run_is_told_once_that_its_ray_job_stops(tmp_path: Path) -> None:
+    """The second signal would end it at once, unsaved."""
+    (tmp_path / "count.py").write_text(COUNT)
+    line = command(tmp_path, "--backend", "ray", envs=ENVS[:1], seeds="1")
+    line[line.index("--script") + 1] = str(tmp_path / "count.py")
+    started = subprocess.Popen(line, env=environment(ray_stand_in(tmp_path / "bin")))
+    run = tmp_path / f"{ENVS[0]}__count__1"
+    wait_for(run / "ready")
+    started.send_signal(signal.SIGTERM)
+    assert started.wait(timeout=120) == 143
+    assert (run / "signals").read_text() == "1"
+
+
 def test_a_stopped_ray_job_saves_its_run_which_then_comes_to_the_same_end(
     whole: Path, tmp_path: Path
 ) -> None:
-    stand_in, runs = tmp_path / "bin" / "ray", tmp_path / "runs"
-    stand_in.parent.mkdir()
-    stand_in.write_text(RAY)
-    stand_in.chmod(0o755)
+    path, runs = ray_stand_in(tmp_path / "bin"), tmp_path / "runs"
     line = command(runs, "--backend", "ray", envs=ENVS[:1], seeds="1")
     pipe = subprocess.PIPE
-    started = subprocess.Popen(line, env=environment(stand_in.parent), stdout=pipe, stderr=pipe)
+    started = subprocess.Popen(line, env=environment(path), stdout=pipe, stderr=pipe)
     run = runs / "Pendulum-v1__ddpg_continuous__1"
-    deadline = time.time() + 120
-    while not (run / "checkpoint.pt").exists() and time.time() < deadline:
-        time.sleep(0.02)
+    wait_for(run / "checkpoint.pt")
     started.send_signal(signal.SIGTERM)
     out, err = started.communicate(timeout=120)
     assert started.returncode == 143, out + err
     assert "saved step" in (run / "log.txt").read_text()
     assert not (run / "finished").exists(), "killed too late to test anything"
 
-    more = ["--backend", "ray"]
-    again = launch(runs, *more, path=stand_in.parent, envs=ENVS[:1], seeds="1")
+    again = launch(runs, "--backend", "ray", path=path, envs=ENVS[:1], seeds="1")
     assert again.returncode == 0, again.stdout + again.stderr
     for name in ("evaluations.csv", "episodes.csv"):
         assert untimed(run / name) == untimed(whole / run.name / name)

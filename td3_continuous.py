@@ -592,15 +592,18 @@ class Logger:
             import wandb
         except ImportError:
             fail("--track needs the package wandb: pip install wandb")
-        wandb.init(
-            project=args.wandb_project_name,
-            entity=args.wandb_entity,
-            id=run_dir.name,  # the same in a resumed run, so that it goes on with its curves
-            resume="allow",
-            dir=run_dir,
-            config=dataclasses.asdict(args),
-            sync_tensorboard=True,
-        )
+        try:
+            wandb.init(
+                project=args.wandb_project_name,
+                entity=args.wandb_entity,
+                id=run_dir.name,  # the same in a resumed run, so that it goes on with its curves
+                resume="allow",
+                dir=run_dir,
+                config=dataclasses.asdict(args),
+                sync_tensorboard=True,
+            )
+        except wandb.Error as error:  # no key, no network
+            fail(f"--track: {error}; WANDB_MODE=offline logs to files for the time being")
 
     def seconds(self) -> float:
         """Time in training, over all the parts of a resumed run."""

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import importlib
 import json
 import re
 import shutil
@@ -387,6 +388,17 @@ def test_bad_input_ends_in_one_sentence(script: ModuleType, tmp_path: Path) -> N
 
 def test_a_gpu_that_is_not_there_ends_in_one_sentence(script: ModuleType, tmp_path: Path) -> None:
     assert_refused(script, flags(script, device="cuda"), tmp_path, "--device", "GPU", "cpu")
+
+
+def test_tracking_without_a_key_ends_in_one_sentence(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    for name in "WANDB_API_KEY", "WANDB_MODE":
+        monkeypatch.delenv(name, raising=False)
+    monkeypatch.setenv("NETRC", str(tmp_path / "none"))
+    script = importlib.import_module("ddpg_continuous")  # they share the logger
+    words = flags(script, track=True, run_dir="run")
+    assert_refused(script, words, tmp_path, "--track", "API key", "WANDB_MODE=offline")
 
 
 def test_unusable_run_folders_end_in_one_sentence(

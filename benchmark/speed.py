@@ -338,7 +338,7 @@ def table(rows: list[dict[str, Any]]) -> str:
     lines = [head + " CPU ratio to SB3 | ratio to SB3 |", "|---|---|---|---|---|---|"]
     for algorithm in dict.fromkeys(row["algorithm"] for row in rows):
         mine = [row for row in rows if row["algorithm"] == algorithm]
-        first = next(iter(PEERS[algorithm]))
+        first = next(iter(PEERS[algorithm]), "")
         for name in dict.fromkeys(row["contender"] for row in mine):
             rates, ratios = [], []
             for clock in ("cpu", "wall"):

@@ -473,7 +473,7 @@ def test_speed_ratio_is_the_median_of_each_rounds_own_ratio() -> None:
 def test_speed_measures_the_whole_loop_of_a_script(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(speed, "PEERS", {})
+    monkeypatch.setattr(speed, "PEERS", {"ddpg": {}})
     flags = ["--algorithms", "ddpg", "--env-id", "Pendulum-v1", "--segment", "40", "--rounds", "2"]
     monkeypatch.setattr(sys, "argv", ["speed.py", *flags, "--out", str(tmp_path)])
     speed.main()

@@ -607,7 +607,7 @@ class ReplayBuffer:
         """Store one step of every environment."""
         start, end = self.position, self.position + len(transition.obs)
         for name, value in zip(transition._fields[:-1], transition):
-            part = torch.tensor(value) if isinstance(value, np.ndarray) else value
+            part: Any = torch.tensor(value) if isinstance(value, np.ndarray) else value
             if f"{name}_image" in self.parts:
                 part, image = part.split([part.shape[-1] - self.pixels, self.pixels], -1)
                 self.parts[f"{name}_image"][start:end] = (255 * image).round()

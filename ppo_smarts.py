@@ -725,8 +725,11 @@ def train(args: Args, checkpoint: dict[str, Any] | None = None) -> Path:
             logger.step(start + (t + 1) * args.num_envs, rewards[t], over[t])
         losses = {name: torch.stack([log[name] for log in logs]).mean() for name in logs[0]}
         alive = data.live > 0
-        unexplained = (data.returns - data.value)[alive].var() / data.returns[alive].var()
-        logger.losses(run.env_step, losses | {"explained_variance": 1 - unexplained})
+        left = (data.returns - data.value)[alive].var()
+        losses["explained_variance"] = 1 - left / data.returns[alive].var().clamp(min=1e-8)
+        # What the last minibatch did to the weights shows in no loss yet.
+        losses["weight_norm"] = nn.utils.get_total_norm(agent.net.parameters()).detach()
+        logger.losses(run.env_step, losses)
 
         # Evaluate
         due = run.env_step // args.eval_interval > start // args.eval_interval

@@ -227,7 +227,7 @@ def test_a_game_that_is_played_is_played_as_in_training() -> None:
 def test_what_was_seen_three_steps_ago_is_used_with_a_memory_and_not_without(
     model: str, solved: bool
 ) -> None:
-    agent, games, args = collected(32, 8, model=model, learning_rate=1e-3, gamma=0.9)
+    agent, games, args = collected(32, 8, model=model, learning_rate=3e-3, gamma=0.9)
     with torch.no_grad():
         agent.net.policy.weight.div_(100)
     returns = []

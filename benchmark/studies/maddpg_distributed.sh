@@ -3,7 +3,7 @@
 # which is four processes with the one that holds the networks: what asynchrony costs and brings.
 # With RAY_ADDRESS set, the collector and the learners run on that cluster.
 #
-#   benchmark/studies/maddpg_distributed.sh            any flag of run.sh; --smoke for a quick trial
+#   benchmark/studies/maddpg_distributed.sh --workers 1    any flag of run.sh; --smoke for a quick trial
 #   python benchmark/plot.py runs/maddpg_distributed --out benchmark/results/maddpg_distributed
 cd "$(dirname "$0")/../.." || exit
 status=0

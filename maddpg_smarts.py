@@ -58,9 +58,9 @@ class Args:
     total_timesteps: int = 100_000  # length of the training
     num_envs: int = 1  # environments side by side; those of SMARTS in processes of their own
     seed: int = 1  # of the networks, the actions and the episodes
-    action_type: Literal["lane", "continuous"] = "lane"  # choose a manoeuvre, or steer and brake
+    action_type: Literal["lane", "continuous"] = "lane"  # choose a move, or steer; MPE has both
 
-    # The crossing
+    # The crossing; other environments have no use for these
     traffic: Literal["none", "light", "dense"] = "light"  # other cars on it
     turn: Literal["any", "left", "straight", "right"] = "any"  # any: drawn for each agent, episode
     image: bool = False  # see the surroundings from above as well, in 32 x 32 pixels

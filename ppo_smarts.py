@@ -54,9 +54,9 @@ class Args:
     total_timesteps: int = 500_000  # length of the training
     num_envs: int = 1  # environments side by side; those of SMARTS in processes of their own
     seed: int = 1  # of the networks, the actions and the episodes
-    action_type: Literal["lane", "continuous"] = "lane"  # choose a manoeuvre, or steer and brake
+    action_type: Literal["lane", "continuous"] = "lane"  # choose a move, or steer; MPE has both
 
-    # The crossing
+    # The crossing; other environments have no use for these
     traffic: Literal["none", "light", "dense"] = "light"  # other cars on it
     turn: Literal["any", "left", "straight", "right"] = "any"  # any: drawn for each agent, episode
     image: bool = False  # see the surroundings from above as well, in 32 x 32 pixels
@@ -546,7 +546,10 @@ class Rollout:
 
     @torch.no_grad()
     def collect(self, envs: Envs, act: Callable, args: Args) -> tuple[np.ndarray, ...]:
-        """Play and note num_steps steps; returns the agents' summed reward, and ends, [T, E]."""
+        """Play num_steps steps and note them.
+
+        Returns, [T, num_envs] both, the agents' summed reward and where an episode was over.
+        """
         rewards, over = np.zeros((2, args.num_steps, args.num_envs), np.float32)
         obs = to_tensor(envs.row("obs"), args.device)
         action, log_prob, value = act(obs)
@@ -566,13 +569,13 @@ class Rollout:
             self.ended[t] = to_tensor(terminated | truncated, args.device)
 
             # Of an agent that is cut off, take the value of the last thing it saw.
-            if truncated.any():
-                last_value = act(to_tensor(envs.row("last_obs"), args.device))[2]
+            last_obs = to_tensor(envs.row("last_obs"), args.device)
+            last_value = act(last_obs)[2] if truncated.any() else value
             over[t] = envs.reset()
             obs = to_tensor(envs.row("obs"), args.device)
             action, log_prob, value = act(obs)
             cut_off = to_tensor(truncated, args.device) > 0
-            self.next_value[t] = torch.where(cut_off, last_value, value) if cut_off.any() else value
+            self.next_value[t] = torch.where(cut_off, last_value, value)
         return rewards, over > 0
 
     def batch(self, args: Args) -> Batch:

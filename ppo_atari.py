@@ -858,7 +858,7 @@ def check_args(args: Args) -> None:
 # [shared: run folder]
 def open_run(args: Args) -> Path:
     """Make the run folder, or take the one to resume, and write args.json there."""
-    name = f"{args.env_id}__{args.exp_name}__{args.seed}__{int(time.time())}".replace("/", "-")
+    name = f"{args.env_id}__{args.exp_name}__{args.seed}__{time.time_ns()}".replace("/", "-")
     run_dir = args.resume or args.run_dir or Path("runs") / name
     if not args.resume and (run_dir / "checkpoint.pt").exists():
         fail(f"{run_dir} holds a run: go on with --resume {run_dir}, or take another --run-dir")

@@ -22,8 +22,8 @@ import tyro
 ROOT = Path(__file__).parent.parent
 BENCHMARK = ROOT / "benchmark"
 ENVS = ["Pendulum-v1", "MountainCarContinuous-v0"]
-# The smallest runs that evaluate, learn and save: a few hundred steps.
-LENGTHS = {"total-timesteps": 600, "learning-starts": 50, "save-interval": 100, "batch-size": 16}
+# The smallest runs that evaluate, learn and save: a few episodes.
+LENGTHS = {"total-timesteps": 2000, "learning-starts": 50, "save-interval": 100, "batch-size": 16}
 SIZES = {"actor-hidden-sizes": 8, "critic-hidden-sizes": 8, "eval-interval": 200}
 TINY = ["--no-compile", "--eval-episodes", "1"]
 TINY += [part for flag, value in (LENGTHS | SIZES).items() for part in (f"--{flag}", str(value))]

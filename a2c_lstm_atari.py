@@ -63,7 +63,7 @@ class Args:
 
     # Learning
     chunk_size: int = 20  # steps of every game from one update to the next, and of its gradient
-    learning_rate: float = 7e-4  # RMSprop's step size
+    learning_rate: float = 2.5e-3  # RMSprop's step size
     anneal_lr: bool = True  # let it fall to 0 over the run, linearly
     weight_decay: float = 0.0  # pull of all weights towards 0
     gamma: float = 0.99  # discount per step
@@ -236,7 +236,9 @@ class Features(nn.Sequential):
         self.size = {"linear": 256, "cnn": 3200, "cnn-lstm": 512}[args.model]
 
     def forward(self, obs: Tensor) -> Tensor:
-        field = obs[:, :, 17:97].float() / 255  # [B, 4, 80, 80]
+        # Centred and scaled, each observation by itself: of a bright screen that hardly changes,
+        # the memory would make nearly the same of every frame, and the ball would be lost in it.
+        field = F.layer_norm(obs[:, :, 17:97].float(), (4, 80, 80))
         return super().forward(field[:, 3] - field[:, 2] if self.difference else field)
 
 

@@ -50,8 +50,29 @@ def test_the_linear_model_sees_the_difference_of_two_frames_of_the_field() -> No
     features[0].register_forward_hook(lambda m, inputs, out: seen.append(inputs[0]))
     obs = screens(1, 2)[0]
     features(obs)
-    field = obs[:, :, 17:97].double() / 255
-    torch.testing.assert_close(seen[0].double(), field[:, 3] - field[:, 2])
+    field = obs[:, :, 17:97].double()
+    mean, std = (part(field, dim=(1, 2, 3), keepdim=True) for part in (torch.mean, torch.std))
+    field = (field - mean) / std
+    torch.testing.assert_close(seen[0], (field[:, 3] - field[:, 2]).float(), rtol=1e-4, atol=1e-5)
+
+
+def test_brightness_and_contrast_of_a_screen_do_not_matter() -> None:
+    features = make_agent().net.features
+    obs = screens(1, 2)[0] // 3
+    torch.testing.assert_close(features(obs), features(2 * obs + 40), rtol=1e-4, atol=1e-5)
+    assert features(torch.full_like(obs, 7)).isfinite().all()  # nothing is to be seen
+
+
+def test_the_memory_s_output_changes_with_the_game_before_anything_is_learnt() -> None:
+    args = make_args(a2c, num_envs=8, chunk_size=100, max_episode_frames=100_000)
+    games = a2c.AtariGames(args, 8, [1])
+    agent = a2c.Agent(games.num_actions, args)
+    chunk, _, _ = a2c.collect(games, agent, args)
+    with torch.no_grad():
+        features = agent.net.features(chunk.obs.flatten(0, 1)).unflatten(0, (100, 8))
+        output, _ = agent.net.remember(features, chunk.begins, chunk.state)
+    # With pixels / 255 it is 0.003, and Pong is not learnt in 700,000 steps.
+    assert output[20:].flatten(0, 1).std(0).mean() > 0.05
 
 
 @pytest.mark.parametrize("activation", ["relu", "silu"])
@@ -150,8 +171,8 @@ def test_learning_sees_the_probabilities_that_acting_saw(model: str) -> None:
         logits, value, _ = agent.net(chunk.obs, chunk.begins, chunk.state)
         policy = torch.distributions.Categorical(logits=logits / 1.7)
         again = policy.log_prob(chunk.action)
-        torch.testing.assert_close(again, chunk.log_prob, rtol=0, atol=1e-6)
-        torch.testing.assert_close(value, chunk.value, rtol=0, atol=1e-6)
+        torch.testing.assert_close(again, chunk.log_prob, rtol=2e-6, atol=1e-6)
+        torch.testing.assert_close(value, chunk.value, rtol=2e-6, atol=1e-6)
         assert ended.any() and again.std() > 1e-3
         # A game begins right behind the end of the one before.
         assert torch.equal(chunk.begins[1:], torch.from_numpy(ended[:-1]))
@@ -268,9 +289,9 @@ def test_first_updates_do_not_saturate_the_lstm() -> None:
     for _ in range(12):
         chunk, _, _ = a2c.collect(games, agent, args)
         agent.update(chunk)
-    # With PyTorch's eps where the paper's ε stands, features grow from 3 to above 100, and c to 6.
-    assert agent.net.features(chunk.obs.flatten(0, 1)).norm(dim=1).mean() < 30
-    assert agent.c.abs().mean() < 1
+    # With PyTorch's eps where the paper's ε stands, features grow from 20 to above 300, and c to 6.
+    assert agent.net.features(chunk.obs.flatten(0, 1)).norm(dim=1).mean() < 40
+    assert agent.c.abs().mean() < 2
 
 
 def test_an_update_is_one_step_of_rmsprop_on_the_clipped_gradient() -> None:

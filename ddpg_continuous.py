@@ -123,7 +123,8 @@ def make_env(env_id: str, film: bool = False) -> gym.Env:
         fail(f"{env_id} has actions {space}; {SCRIPT} takes bounded Box actions, as in Pendulum-v1")
     if not isinstance(obs_space, gym.spaces.Box) or len(obs_space.shape) != 1:
         env = gym.wrappers.FlattenObservation(env)  # dictionaries, images
-    return gym.wrappers.RescaleAction(env, np.float32(-1), np.float32(1))
+    low, high = np.array([-1, 1], space.dtype)
+    return gym.wrappers.RescaleAction(env, low, high)
 
 
 def dimensions(env: gym.Env) -> tuple[int, int]:

@@ -63,7 +63,7 @@ class Args:
 
     # Learning
     chunk_size: int = 20  # steps of every game from one update to the next, and of its gradient
-    learning_rate: float = 2.5e-3  # RMSprop's step size
+    learning_rate: float = 6e-3  # RMSprop's step size
     anneal_lr: bool = True  # let it fall to 0 over the run, linearly
     weight_decay: float = 0.0  # pull of all weights towards 0
     gamma: float = 0.99  # discount per step

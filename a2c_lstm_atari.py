@@ -238,7 +238,8 @@ class Features(nn.Sequential):
     def forward(self, obs: Tensor) -> Tensor:
         # Centred and scaled, each observation by itself: of a bright screen that hardly changes,
         # the memory would make nearly the same of every frame, and the ball would be lost in it.
-        field = F.layer_norm(obs[:, :, 17:97].float(), (4, 80, 80))
+        field = obs[:, :, 17:97].flatten(1).float()
+        field = F.layer_norm(field, field.shape[1:]).unflatten(1, (4, 80, 80))
         return super().forward(field[:, 3] - field[:, 2] if self.difference else field)
 
 

@@ -249,18 +249,29 @@ def tidy(ax: Any) -> None:
     ax.set_axisbelow(True)
 
 
+def nearest(rows: list[dict[str, str]], steps: float) -> list[dict[str, str]]:
+    """Of each implementation's figures the one whose number of steps is nearest."""
+
+    def distance(row: dict[str, str]) -> float:
+        return abs(math.log(float(row["env_steps"] or "inf") / steps))
+
+    names = dict.fromkeys(row["implementation"] for row in rows)
+    of = {name: [row for row in rows if row["implementation"] == name] for name in names}
+    return [min(of[name], key=distance) for name in names]
+
+
 def draw_published(ax: Any, rows: list[dict[str, str]]) -> None:
     """A dotted line at what each peer reached, named beside the panel."""
-    rows = sorted(rows, key=lambda row: float(row["mean"]))
-    for place, row in enumerate(rows):
-        height = float(row["mean"])
-        ax.axhline(height, color="0.45", linewidth=1, linestyle=":")
+    for row in rows:
+        ax.axhline(float(row["mean"]), color="0.45", linewidth=1, linestyle=":")
+    place = 1.07
+    for row in sorted(rows, key=lambda row: -float(row["mean"])):
+        height = ax.transData.transform((0, float(row["mean"])))
+        # Where lines are close, the lower one's name goes further down.
+        place = min(place - 0.13, ax.transAxes.inverted().transform(height)[1])
         steps = f"\n{thousands(float(row['env_steps']))} steps" if row["env_steps"] else ""
-        # Two lines may be close: the lowest is named downwards, the highest upwards.
-        ends = {0: "top", len(rows) - 1: "bottom"}
-        side = "center" if len(rows) == 1 else ends.get(place, "center")
-        where = {"xy": (1.01, height), "xycoords": ("axes fraction", "data"), "va": side}
-        ax.annotate(row["implementation"] + steps, **where, fontsize=8.5, color="0.35")
+        style = {"xycoords": "axes fraction", "va": "center", "fontsize": 8.5, "color": "0.35"}
+        ax.annotate(row["implementation"] + steps, (1.01, place), **style)
 
 
 def curves(groups: Group, axis: str, published: list[dict[str, str]], running_mean: int) -> Any:
@@ -287,10 +298,10 @@ def curves(groups: Group, axis: str, published: list[dict[str, str]], running_me
         algorithms = {name.split("_")[0] for name in names if (env, name) in groups}
         peers = [row for row in published if row["env_id"].replace("/", "-") == env]
         peers = [row for row in peers if row["algorithm"] in algorithms]
-        draw_published(ax, peers if axis == "steps" else [])
+        draw_published(ax, nearest(peers, points[-1]) if axis == "steps" else [])
         seeds = sorted({len(runs) for (e, _), runs in groups.items() if e == env})
         count = "-".join(map(str, dict.fromkeys((seeds[0], seeds[-1]))))
-        ax.set_title(f"{env} ({count} seed{'s' if seeds[-1] > 1 else ''})")
+        ax.set_title(f"{env} ({count} seed{'s' if seeds[-1] > 1 else ''})", loc="left")
         ax.set_xlabel(AXES[axis])
         ax.xaxis.set_major_formatter(FuncFormatter(thousands))
         ax.xaxis.set_major_locator(MaxNLocator(6))
@@ -325,7 +336,8 @@ def results(groups: Group, published: list[dict[str, str]]) -> list[dict[str, st
         value, low, high = interval([scores], iqm)
         row = {"env_id": env, "what": name, "env_steps": str(steps), "seeds": str(len(runs))}
         row |= {"iqm": number(float(value)), "low": number(float(low)), "high": number(float(high))}
-        row |= {"mean": number(scores.mean()), "std": number(scores.std()), "source": "measured"}
+        std = number(scores.std()) if len(scores) > 1 else ""
+        row |= {"mean": number(scores.mean()), "std": std, "source": "measured"}
         rows.append(row)
         for peer in published:
             same_env = peer["env_id"].replace("/", "-") == env

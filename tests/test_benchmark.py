@@ -358,6 +358,13 @@ def test_interval_is_that_of_all_possible_resamples() -> None:
     assert high == np.quantile(every, 0.975) == 100.0
 
 
+def test_a_curve_is_compared_with_a_peer_s_figure_at_about_as_many_steps() -> None:
+    rows = [{"implementation": "a", "env_steps": steps} for steps in ("100000", "1000000")]
+    rows.append({"implementation": "b", "env_steps": ""})
+    assert plot.nearest(rows, 200_000) == [rows[0], rows[2]]
+    assert plot.nearest(rows, 600_000) == [rows[1], rows[2]]
+
+
 def test_bootstrap_is_stratified_by_environment() -> None:
     # Runs are equal within each environment: drawn within it they leave nothing to chance, drawn
     # from all together they would.

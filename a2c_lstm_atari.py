@@ -55,6 +55,7 @@ class Args:
     clip_rewards: bool = True  # while learning, of a reward only its sign counts
     full_action_space: bool = False  # all 18 actions, also those that this game ignores
     max_episode_frames: int = 108_000  # a game is cut off here, after half an hour of play
+    norm_obs: bool = True  # centre and scale every observation; else pixels / 255, as is usual
 
     # Network
     model: Literal["linear", "cnn", "cnn-lstm"] = "cnn-lstm"  # see the class Features
@@ -224,7 +225,7 @@ class Features(nn.Sequential):
             return nn.Sequential(conv, *norm, activation())
 
         activation = {"relu": nn.ReLU, "silu": nn.SiLU}[args.activation]
-        self.difference = args.model == "linear"
+        self.difference, self.norm_obs = args.model == "linear", args.norm_obs
         if args.model == "linear":
             layers = [nn.Flatten(), orthogonal(nn.Linear(6400, 256)), activation()]
         else:
@@ -236,10 +237,11 @@ class Features(nn.Sequential):
         self.size = {"linear": 256, "cnn": 3200, "cnn-lstm": 512}[args.model]
 
     def forward(self, obs: Tensor) -> Tensor:
-        # Centred and scaled, each observation by itself: of a bright screen that hardly changes,
-        # the memory would make nearly the same of every frame, and the ball would be lost in it.
+        # Divided by 255, a bright and still background makes nearly all of what the memory reads,
+        # and what moves drowns in it: Pong is not learnt.
         field = obs[:, :, 17:97].flatten(1).float()
-        field = F.layer_norm(field, field.shape[1:]).unflatten(1, (4, 80, 80))
+        field = F.layer_norm(field, field.shape[1:]) if self.norm_obs else field / 255
+        field = field.unflatten(1, (4, 80, 80))
         return super().forward(field[:, 3] - field[:, 2] if self.difference else field)
 
 

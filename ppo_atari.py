@@ -32,6 +32,7 @@ import numpy as np
 import torch
 import torch.distributed as dist
 import torch.nn as nn
+import torch.nn.functional as F
 import tyro
 from ale_py.vector_env import AtariVectorEnv
 from gymnasium.utils.save_video import save_video
@@ -56,6 +57,7 @@ class Args:
     clip_rewards: bool = True  # while learning, of a reward only its sign counts
     full_action_space: bool = False  # all 18 actions, also those that this game ignores
     max_episode_frames: int = 108_000  # a game is cut off here, after half an hour of play
+    norm_obs: bool = True  # centre and scale every observation; else pixels / 255, as is usual
 
     # Learning. The defaults are those of the paper's Atari runs.
     num_steps: int = 128  # steps of every game between two learning phases
@@ -213,8 +215,9 @@ def orthogonal(layer: nn.Conv2d | nn.Linear, gain: float = math.sqrt(2)) -> nn.M
 class ActorCritic(nn.Module):
     """The policy and the value, on the convolutions of Mnih et al. 2015: obs [B, 4, 84, 84]."""
 
-    def __init__(self, num_actions: int) -> None:
+    def __init__(self, num_actions: int, args: Args) -> None:
         super().__init__()
+        self.norm_obs = args.norm_obs
         self.features = nn.Sequential(
             orthogonal(nn.Conv2d(4, 32, 8, stride=4)),  # [B, 32, 20, 20]
             nn.ReLU(),
@@ -234,7 +237,10 @@ class ActorCritic(nn.Module):
 
     def forward(self, obs: Tensor) -> tuple[Tensor, Tensor]:
         """uint8 frames [B, 4, 84, 84] -> logits of the actions [B, A], value [B]."""
-        pixels = obs.to(torch.float32, memory_format=torch.channels_last) / 255
+        pixels = obs.to(torch.float32, memory_format=torch.channels_last)
+        # Divided by 255, a bright and still background makes most of the features, and what moves
+        # drowns in it: Pong takes several times as long.
+        pixels = F.layer_norm(pixels, pixels.shape[1:]) if self.norm_obs else pixels / 255
         features = self.features(pixels)
         return self.policy(features).float(), self.value(features).float().squeeze(1)
 
@@ -364,7 +370,7 @@ class Agent(nn.Module):
         self.clip_coef, self.clip_value_loss = args.clip_coef, args.clip_value_loss
         self.entropy_coef, self.value_coef = args.entropy_coef, args.value_coef
         self.max_grad_norm = args.max_grad_norm
-        self.net = ActorCritic(num_actions)
+        self.net = ActorCritic(num_actions, args)
         self.optimizer = Adam(self.net.parameters(), args.learning_rate, eps=1e-5)
 
     @torch.no_grad()

@@ -61,6 +61,8 @@ def test_brightness_and_contrast_of_a_screen_do_not_matter() -> None:
     obs = screens(1, 2)[0] // 3
     torch.testing.assert_close(features(obs), features(2 * obs + 40), rtol=1e-4, atol=1e-5)
     assert features(torch.full_like(obs, 7)).isfinite().all()  # nothing is to be seen
+    plain = make_agent(norm_obs=False).net.features
+    assert (plain(obs) - plain(2 * obs + 40)).abs().max() > 0.1
 
 
 def test_the_memory_s_output_changes_with_the_game_before_anything_is_learnt() -> None:

@@ -7,7 +7,7 @@
 cd "$(dirname "$0")/../.." || exit
 status=0
 
-for setting in Pong:1000000 Breakout:2000000; do
+for setting in Pong:2000000 Breakout:2000000; do
     benchmark/run.sh --script a2c_lstm_atari.py --env-ids "ALE/${setting%:*}-v5" --seeds 1 2 3 \
         --name a2c --runs-dir runs/a2c_atari "$@" -- \
         --total-timesteps "${setting#*:}" --eval-interval 100000 || status=$?

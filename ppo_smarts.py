@@ -569,8 +569,9 @@ class Rollout:
             self.ended[t] = to_tensor(terminated | truncated, args.device)
 
             # Of an agent that is cut off, take the value of the last thing it saw.
-            last_obs = to_tensor(envs.row("last_obs"), args.device)
-            last_value = act(last_obs)[2] if truncated.any() else value
+            last_value = value
+            if truncated.any():
+                last_value = act(to_tensor(envs.row("last_obs"), args.device))[2]
             over[t] = envs.reset()
             obs = to_tensor(envs.row("obs"), args.device)
             action, log_prob, value = act(obs)

@@ -237,11 +237,12 @@ class ActorCritic(nn.Module):
 
     def forward(self, obs: Tensor) -> tuple[Tensor, Tensor]:
         """uint8 frames [B, 4, 84, 84] -> logits of the actions [B, A], value [B]."""
-        pixels = obs.to(torch.float32, memory_format=torch.channels_last)
+        # As they lie in memory, channels last, and flat: that compiles to the fastest code.
+        pixels = obs.permute(0, 2, 3, 1).flatten(1).float()  # [B, 84 * 84 * 4]
         # Divided by 255, a bright and still background makes most of the features, and what moves
         # drowns in it: Pong takes several times as long.
         pixels = F.layer_norm(pixels, pixels.shape[1:]) if self.norm_obs else pixels / 255
-        features = self.features(pixels)
+        features = self.features(pixels.unflatten(1, (*FRAME, 4)).permute(0, 3, 1, 2))
         return self.policy(features).float(), self.value(features).float().squeeze(1)
 
 

@@ -55,7 +55,7 @@ class Args:
     clip_rewards: bool = True  # while learning, of a reward only its sign counts
     full_action_space: bool = False  # all 18 actions, also those that this game ignores
     max_episode_frames: int = 108_000  # a game is cut off here, after half an hour of play
-    norm_obs: bool = True  # centre and scale every observation; else pixels / 255, as is usual
+    norm_obs: bool = True  # centre every pixel on its mean, see Standardise; else pixels / 255
 
     # Network
     model: Literal["linear", "cnn", "cnn-lstm"] = "cnn-lstm"  # see the class Features
@@ -215,7 +215,42 @@ def orthogonal(layer: nn.Conv2d | nn.Linear, gain: float = math.sqrt(2)) -> nn.M
 
 
 # [/shared]
-class Features(nn.Sequential):
+# [shared: standardise]
+class Standardise(nn.Module):
+    """Takes its mean from every pixel, and divides by the deviation, one for all pixels.
+
+    Both are over all that was played so far. Divided by 255, as is usual, what never changes makes
+    most of the features, and what moves drowns in it (Burda et al. 2019, arXiv:1810.12894,
+    section 2.4; there every pixel has a deviation of its own).
+    """
+
+    def __init__(self, height: int, width: int, args: Args) -> None:
+        super().__init__()
+        self.enabled = args.norm_obs
+        self.mean = nn.Buffer(torch.zeros(height, width))
+        self.square = nn.Buffer(torch.zeros(()))  # the mean square of all pixels
+        self.deviation = nn.Buffer(torch.tensor(255.0))
+        self.calls = nn.Buffer(torch.zeros(()))
+
+    def forward(self, obs: Tensor) -> Tensor:
+        """Bytes [B, 4, H, W] -> about 0 where nothing moves."""
+        return (obs - self.mean) / self.deviation
+
+    @torch.no_grad()
+    def update(self, newest: Tensor, over_ranks: Callable = list) -> None:
+        """Count in more screens, bytes [B, H, W]; over_ranks averages what several ranks saw."""
+        if self.enabled:
+            newest = newest.float()
+            mean, square = over_ranks([newest.mean(0), newest.square().mean()])
+            self.calls.add_(1)
+            self.mean.lerp_(mean, 1 / self.calls)
+            self.square.lerp_(square, 1 / self.calls)
+            variance = self.square - self.mean.square().mean()
+            self.deviation.copy_(variance.sqrt().clamp(min=1.0))
+
+
+# [/shared]
+class Features(nn.Module):
     """What the model makes of a screen: uint8 [B, 4, 105, 80], the last four, -> [B, size]."""
 
     def __init__(self, args: Args) -> None:
@@ -224,8 +259,9 @@ class Features(nn.Sequential):
             norm = [nn.BatchNorm2d(fan_out)] if args.batch_norm else []
             return nn.Sequential(conv, *norm, activation())
 
+        super().__init__()
         activation = {"relu": nn.ReLU, "silu": nn.SiLU}[args.activation]
-        self.difference, self.norm_obs = args.model == "linear", args.norm_obs
+        self.difference = args.model == "linear"
         if args.model == "linear":
             layers = [nn.Flatten(), orthogonal(nn.Linear(6400, 256)), activation()]
         else:
@@ -233,16 +269,17 @@ class Features(nn.Sequential):
             if args.model == "cnn-lstm":
                 layers.append(layer(32, 32, 4, 2, 0))  # [B, 32, 4, 4]
             layers.append(nn.Flatten())
-        super().__init__(*layers)
+        self.standardise = Standardise(80, 80, args)
+        self.layers = nn.Sequential(*layers)
         self.size = {"linear": 256, "cnn": 3200, "cnn-lstm": 512}[args.model]
 
     def forward(self, obs: Tensor) -> Tensor:
-        # Divided by 255, a bright and still background makes nearly all of what the memory reads,
-        # and what moves drowns in it: Pong is not learnt.
-        field = obs[:, :, 17:97].flatten(1).float()
-        field = F.layer_norm(field, field.shape[1:]) if self.norm_obs else field / 255
-        field = field.unflatten(1, (4, 80, 80))
-        return super().forward(field[:, 3] - field[:, 2] if self.difference else field)
+        field = self.standardise(obs[:, :, 17:97])  # [B, 4, 80, 80]
+        return self.layers(field[:, 3] - field[:, 2] if self.difference else field)
+
+    def observe(self, obs: Tensor) -> None:
+        """Count in the screens of a chunk, after it was learnt from: [T, N, 4, 105, 80]."""
+        self.standardise.update(obs[:, :, -1, 17:97].flatten(0, 1))
 
 
 State = tuple[Tensor, Tensor]  # the LSTM's h and c, [1, N, 256] both
@@ -383,6 +420,7 @@ class Agent(nn.Module):
         loss.backward()
         nn.utils.clip_grad_norm_(self.net.parameters(), self.max_grad_norm)
         self.optimizer.step()
+        self.net.features.observe(chunk.obs)
         log["weight_norm"] = nn.utils.get_total_norm(self.net.parameters()).detach()
         return log
 

@@ -32,7 +32,6 @@ import numpy as np
 import torch
 import torch.distributed as dist
 import torch.nn as nn
-import torch.nn.functional as F
 import tyro
 from ale_py.vector_env import AtariVectorEnv
 from gymnasium.utils.save_video import save_video
@@ -57,7 +56,7 @@ class Args:
     clip_rewards: bool = True  # while learning, of a reward only its sign counts
     full_action_space: bool = False  # all 18 actions, also those that this game ignores
     max_episode_frames: int = 108_000  # a game is cut off here, after half an hour of play
-    norm_obs: bool = True  # centre and scale every observation; else pixels / 255, as is usual
+    norm_obs: bool = True  # centre every pixel on its mean, see Standardise; else pixels / 255
 
     # Learning. The defaults are those of the paper's Atari runs.
     num_steps: int = 128  # steps of every game between two learning phases
@@ -212,12 +211,47 @@ def orthogonal(layer: nn.Conv2d | nn.Linear, gain: float = math.sqrt(2)) -> nn.M
 
 
 # [/shared]
+# [shared: standardise]
+class Standardise(nn.Module):
+    """Takes its mean from every pixel, and divides by the deviation, one for all pixels.
+
+    Both are over all that was played so far. Divided by 255, as is usual, what never changes makes
+    most of the features, and what moves drowns in it (Burda et al. 2019, arXiv:1810.12894,
+    section 2.4; there every pixel has a deviation of its own).
+    """
+
+    def __init__(self, height: int, width: int, args: Args) -> None:
+        super().__init__()
+        self.enabled = args.norm_obs
+        self.mean = nn.Buffer(torch.zeros(height, width))
+        self.square = nn.Buffer(torch.zeros(()))  # the mean square of all pixels
+        self.deviation = nn.Buffer(torch.tensor(255.0))
+        self.calls = nn.Buffer(torch.zeros(()))
+
+    def forward(self, obs: Tensor) -> Tensor:
+        """Bytes [B, 4, H, W] -> about 0 where nothing moves."""
+        return (obs - self.mean) / self.deviation
+
+    @torch.no_grad()
+    def update(self, newest: Tensor, over_ranks: Callable = list) -> None:
+        """Count in more screens, bytes [B, H, W]; over_ranks averages what several ranks saw."""
+        if self.enabled:
+            newest = newest.float()
+            mean, square = over_ranks([newest.mean(0), newest.square().mean()])
+            self.calls.add_(1)
+            self.mean.lerp_(mean, 1 / self.calls)
+            self.square.lerp_(square, 1 / self.calls)
+            variance = self.square - self.mean.square().mean()
+            self.deviation.copy_(variance.sqrt().clamp(min=1.0))
+
+
+# [/shared]
 class ActorCritic(nn.Module):
     """The policy and the value, on the convolutions of Mnih et al. 2015: obs [B, 4, 84, 84]."""
 
     def __init__(self, num_actions: int, args: Args) -> None:
         super().__init__()
-        self.norm_obs = args.norm_obs
+        self.standardise = Standardise(*FRAME, args)
         self.features = nn.Sequential(
             orthogonal(nn.Conv2d(4, 32, 8, stride=4)),  # [B, 32, 20, 20]
             nn.ReLU(),
@@ -237,12 +271,8 @@ class ActorCritic(nn.Module):
 
     def forward(self, obs: Tensor) -> tuple[Tensor, Tensor]:
         """uint8 frames [B, 4, 84, 84] -> logits of the actions [B, A], value [B]."""
-        # As they lie in memory, channels last, and flat: that compiles to the fastest code.
-        pixels = obs.permute(0, 2, 3, 1).flatten(1).float()  # [B, 84 * 84 * 4]
-        # Divided by 255, a bright and still background makes most of the features, and what moves
-        # drowns in it: Pong takes several times as long.
-        pixels = F.layer_norm(pixels, pixels.shape[1:]) if self.norm_obs else pixels / 255
-        features = self.features(pixels.unflatten(1, (*FRAME, 4)).permute(0, 3, 1, 2))
+        pixels = obs.to(memory_format=torch.channels_last)
+        features = self.features(self.standardise(pixels))
         return self.policy(features).float(), self.value(features).float().squeeze(1)
 
 
@@ -514,6 +544,8 @@ def train(args: Args, checkpoint: dict[str, Any] | None = None) -> Path:
                 logs.append(log)
             if args.target_kl and ranks.mean([log["approx_kl"]])[0] > args.target_kl:
                 break
+
+        agent.net.standardise.update(data.obs[:, -1], ranks.mean)
 
         # Log, once for all ranks
         finished = run.env_step >= args.total_timesteps

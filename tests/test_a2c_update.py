@@ -47,22 +47,38 @@ def test_layers_have_the_shapes_of_the_study() -> None:
 def test_the_linear_model_sees_the_difference_of_two_frames_of_the_field() -> None:
     features = make_agent(model="linear").net.features
     seen: list[Tensor] = []
-    features[0].register_forward_hook(lambda m, inputs, out: seen.append(inputs[0]))
-    obs = screens(1, 2)[0]
-    features(obs)
-    field = obs[:, :, 17:97].double()
-    mean, std = (part(field, dim=(1, 2, 3), keepdim=True) for part in (torch.mean, torch.std))
-    field = (field - mean) / std
-    torch.testing.assert_close(seen[0], (field[:, 3] - field[:, 2]).float(), rtol=1e-4, atol=1e-5)
+    features.layers[0].register_forward_hook(lambda m, inputs, out: seen.append(inputs[0]))
+    obs = screens(1, 2)
+    features.observe(obs)
+    features(obs[0])
+    field = obs[0, :, :, 17:97].double()
+    expected = (field[:, 3] - field[:, 2]) / features.standardise.deviation
+    torch.testing.assert_close(seen[0], expected.float(), rtol=1e-4, atol=1e-5)
 
 
-def test_brightness_and_contrast_of_a_screen_do_not_matter() -> None:
-    features = make_agent().net.features
-    obs = screens(1, 2)[0] // 3
-    torch.testing.assert_close(features(obs), features(2 * obs + 40), rtol=1e-4, atol=1e-5)
-    assert features(torch.full_like(obs, 7)).isfinite().all()  # nothing is to be seen
-    plain = make_agent(norm_obs=False).net.features
-    assert (plain(obs) - plain(2 * obs + 40)).abs().max() > 0.1
+def test_pixels_are_centred_and_scaled_by_all_that_was_learnt_from() -> None:
+    features, chunks = make_agent().net.features, [screens(3, 2) // 2, screens(3, 2) // 4]
+    for chunk in chunks:
+        features.observe(chunk)
+    played = np.stack(chunks)[:, :, :, -1, 17:97].astype(float)  # the newest of each four frames
+    mean = played.mean((0, 1, 2))
+    obs = screens(1, 2)[0, :, :, 17:97]
+    expected = (obs.numpy() - mean) / (played - mean).std()
+    np.testing.assert_allclose(features.standardise(obs), expected, rtol=1e-3, atol=1e-4)
+
+
+def test_a_still_background_does_not_matter_unless_asked_for() -> None:
+    obs = screens(20, 2) // 3
+    background = torch.randint(0, 120, (105, 80), dtype=torch.uint8)
+    for norm_obs in True, False:
+        net = make_agent(norm_obs=norm_obs).net.features
+        dark, bright = copy.deepcopy(net), copy.deepcopy(net)
+        dark.observe(obs)
+        bright.observe(obs + background)
+        change = (dark(obs[0]) - bright(obs[0] + background)).abs().max()
+        assert change < 1e-3 if norm_obs else change > 0.1
+        dark.standardise.update(torch.full((9, 80, 80), 7))
+        assert dark(obs[0]).isfinite().all()
 
 
 def test_the_memory_s_output_changes_with_the_game_before_anything_is_learnt() -> None:
@@ -70,6 +86,7 @@ def test_the_memory_s_output_changes_with_the_game_before_anything_is_learnt() -
     games = a2c.AtariGames(args, 8, [1])
     agent = a2c.Agent(games.num_actions, args)
     chunk, _, _ = a2c.collect(games, agent, args)
+    agent.net.features.observe(chunk.obs)
     with torch.no_grad():
         features = agent.net.features(chunk.obs.flatten(0, 1)).unflatten(0, (100, 8))
         output, _ = agent.net.remember(features, chunk.begins, chunk.state)
@@ -80,7 +97,7 @@ def test_the_memory_s_output_changes_with_the_game_before_anything_is_learnt() -
 @pytest.mark.parametrize("activation", ["relu", "silu"])
 def test_batch_norm_and_activation_stand_behind_every_convolution(activation: str) -> None:
     features = make_agent(batch_norm=True, activation=activation).net.features
-    kinds = [type(m).__name__ for layer in list(features)[:3] for m in layer]  # type: ignore
+    kinds = [type(m).__name__ for layer in list(features.layers)[:3] for m in layer]  # type: ignore
     act = {"relu": "ReLU", "silu": "SiLU"}[activation]
     assert kinds == ["Conv2d", "BatchNorm2d", act] * 3
 

@@ -10,6 +10,7 @@ Papers: Lowe et al. 2017, Multi-Agent Actor-Critic for Mixed Cooperative-Competi
         arXiv:1706.02275; Schaul et al. 2016, Prioritized Experience Replay, arXiv:1511.05952
 Run:    python maddpg_smarts.py
         python maddpg_smarts.py --env-id mpe2/simple_spread_v3 --update-interval 25
+Score:  simple_spread -46 after 100,000 steps, at random -79 (benchmark/studies/maddpg_spread.sh)
 Watch:  tensorboard --logdir runs
 """
 

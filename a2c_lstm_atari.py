@@ -7,7 +7,7 @@ chunks), and what is reset (the state, exactly where a new game begins).
 
 Paper: Mnih et al. 2016, Asynchronous Methods for Deep Reinforcement Learning, arXiv:1602.01783
 Run:   python a2c_lstm_atari.py --env-id ALE/Pong-v5
-Score: Pong 19, Breakout 159 after 2M steps, 45 minutes each (benchmark/studies/a2c_atari.sh)
+Score: Pong 19, Breakout 159 after 2M steps, 50 minutes each (benchmark/studies/a2c_atari.sh)
 Watch: tensorboard --logdir runs
 """
 
@@ -218,28 +218,33 @@ def orthogonal(layer: nn.Conv2d | nn.Linear, gain: float = math.sqrt(2)) -> nn.M
 # [/shared]
 # [shared: standardise]
 class Standardise(nn.Module):
-    """Takes its mean from every pixel, and divides by the deviation, one for all pixels.
+    """Subtracts from every pixel its own mean, and divides by one deviation, that of all pixels.
 
-    Both are over all that was played so far. Divided by 255, as is usual, what never changes makes
-    most of the features, and what moves drowns in it (Burda et al. 2019, arXiv:1810.12894,
-    section 2.4; there every pixel has a deviation of its own).
+    Both are taken over all that was played so far. With pixels / 255, as is usual, what never
+    changes makes most of the features, and what moves drowns in it (Burda et al. 2019,
+    arXiv:1810.12894, section 2.4; there every pixel has a deviation of its own).
     """
 
     def __init__(self, height: int, width: int, args: Args) -> None:
         super().__init__()
         self.enabled = args.norm_obs
-        self.mean = nn.Buffer(torch.zeros(height, width))
-        self.square = nn.Buffer(torch.zeros(()))  # the mean square of all pixels
+        # Until the first update these are what makes pixels / 255.
+        self.mean = nn.Buffer(torch.zeros(height, width))  # of every pixel
         self.deviation = nn.Buffer(torch.tensor(255.0))
-        self.calls = nn.Buffer(torch.zeros(()))
+        self.square = nn.Buffer(torch.zeros(()))  # the mean square of all pixels
+        self.calls = nn.Buffer(torch.zeros(()))  # of update, each of which counts alike
 
     def forward(self, obs: Tensor) -> Tensor:
-        """Bytes [B, 4, H, W] -> about 0 where nothing moves."""
+        """Bytes [B, 4, H, W] -> numbers [B, 4, H, W], about 0 where nothing moves."""
         return (obs - self.mean) / self.deviation
 
     @torch.no_grad()
     def update(self, newest: Tensor, over_ranks: Callable = list) -> None:
-        """Count in more screens, bytes [B, H, W]; over_ranks averages what several ranks saw."""
+        """Count in more screens, bytes [B, H, W].
+
+        over_ranks takes a list of tensors and returns their means over all processes that learn
+        together; the default, list, leaves them as they are.
+        """
         if self.enabled:
             newest = newest.float()
             mean, square = over_ranks([newest.mean(0), newest.square().mean()])
@@ -279,7 +284,7 @@ class Features(nn.Module):
         return self.layers(field[:, 3] - field[:, 2] if self.difference else field)
 
     def observe(self, obs: Tensor) -> None:
-        """Count in the screens of a chunk, after it was learnt from: [T, N, 4, 105, 80]."""
+        """Count in the newest frames of a chunk, obs [T, N, 4, 105, 80], for the next one."""
         self.standardise.update(obs[:, :, -1, 17:97].flatten(0, 1))
 
 
@@ -421,7 +426,7 @@ class Agent(nn.Module):
         loss.backward()
         nn.utils.clip_grad_norm_(self.net.parameters(), self.max_grad_norm)
         self.optimizer.step()
-        self.net.features.observe(chunk.obs)
+        self.net.features.observe(chunk.obs)  # only now: the loss had to see what act saw
         log["weight_norm"] = nn.utils.get_total_norm(self.net.parameters()).detach()
         return log
 

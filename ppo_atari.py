@@ -213,28 +213,33 @@ def orthogonal(layer: nn.Conv2d | nn.Linear, gain: float = math.sqrt(2)) -> nn.M
 # [/shared]
 # [shared: standardise]
 class Standardise(nn.Module):
-    """Takes its mean from every pixel, and divides by the deviation, one for all pixels.
+    """Subtracts from every pixel its own mean, and divides by one deviation, that of all pixels.
 
-    Both are over all that was played so far. Divided by 255, as is usual, what never changes makes
-    most of the features, and what moves drowns in it (Burda et al. 2019, arXiv:1810.12894,
-    section 2.4; there every pixel has a deviation of its own).
+    Both are taken over all that was played so far. With pixels / 255, as is usual, what never
+    changes makes most of the features, and what moves drowns in it (Burda et al. 2019,
+    arXiv:1810.12894, section 2.4; there every pixel has a deviation of its own).
     """
 
     def __init__(self, height: int, width: int, args: Args) -> None:
         super().__init__()
         self.enabled = args.norm_obs
-        self.mean = nn.Buffer(torch.zeros(height, width))
-        self.square = nn.Buffer(torch.zeros(()))  # the mean square of all pixels
+        # Until the first update these are what makes pixels / 255.
+        self.mean = nn.Buffer(torch.zeros(height, width))  # of every pixel
         self.deviation = nn.Buffer(torch.tensor(255.0))
-        self.calls = nn.Buffer(torch.zeros(()))
+        self.square = nn.Buffer(torch.zeros(()))  # the mean square of all pixels
+        self.calls = nn.Buffer(torch.zeros(()))  # of update, each of which counts alike
 
     def forward(self, obs: Tensor) -> Tensor:
-        """Bytes [B, 4, H, W] -> about 0 where nothing moves."""
+        """Bytes [B, 4, H, W] -> numbers [B, 4, H, W], about 0 where nothing moves."""
         return (obs - self.mean) / self.deviation
 
     @torch.no_grad()
     def update(self, newest: Tensor, over_ranks: Callable = list) -> None:
-        """Count in more screens, bytes [B, H, W]; over_ranks averages what several ranks saw."""
+        """Count in more screens, bytes [B, H, W].
+
+        over_ranks takes a list of tensors and returns their means over all processes that learn
+        together; the default, list, leaves them as they are.
+        """
         if self.enabled:
             newest = newest.float()
             mean, square = over_ranks([newest.mean(0), newest.square().mean()])
@@ -545,7 +550,8 @@ def train(args: Args, checkpoint: dict[str, Any] | None = None) -> Path:
             if args.target_kl and ranks.mean([log["approx_kl"]])[0] > args.target_kl:
                 break
 
-        agent.net.standardise.update(data.obs[:, -1], ranks.mean)
+        # Only now: in every pass the policy had to see what it saw when it played.
+        agent.net.standardise.update(data.obs[:, -1], ranks.mean)  # the newest of four frames
 
         # Log, once for all ranks
         finished = run.env_step >= args.total_timesteps

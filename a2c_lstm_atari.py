@@ -228,8 +228,9 @@ class Standardise(nn.Module):
     def __init__(self, height: int, width: int, args: Args) -> None:
         super().__init__()
         self.enabled = args.norm_obs
-        # Until the first update these are what makes pixels / 255.
-        self.mean = nn.Buffer(torch.zeros(height, width))  # of every pixel
+        # Until the first update these are what makes pixels / 255. A pixel's mean is the same in
+        # all four frames; it is kept for each, to lie in memory as they do.
+        self.mean = nn.Buffer(torch.zeros(1, 4, height, width))
         self.deviation = nn.Buffer(torch.tensor(255.0))
         self.square = nn.Buffer(torch.zeros(()))  # the mean square of all pixels
         self.calls = nn.Buffer(torch.zeros(()))  # of update, each of which counts alike
@@ -828,7 +829,7 @@ AT_LEAST_1 = """total_timesteps num_envs chunk_size temperature_decay_episodes e
 AT_LEAST_0 = """seed learning_rate weight_decay entropy_coef value_coef max_grad_norm
     temperature_init temperature_min"""
 FROM_0_TO_1 = "gamma gae_lambda sticky_actions"
-FIXED = """env_id seed num_envs model batch_norm sticky_actions full_action_space
+FIXED = """env_id seed num_envs model batch_norm norm_obs sticky_actions full_action_space
     max_episode_frames"""
 
 

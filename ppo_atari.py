@@ -223,8 +223,9 @@ class Standardise(nn.Module):
     def __init__(self, height: int, width: int, args: Args) -> None:
         super().__init__()
         self.enabled = args.norm_obs
-        # Until the first update these are what makes pixels / 255.
-        self.mean = nn.Buffer(torch.zeros(height, width))  # of every pixel
+        # Until the first update these are what makes pixels / 255. A pixel's mean is the same in
+        # all four frames; it is kept for each, to lie in memory as they do.
+        self.mean = nn.Buffer(torch.zeros(1, 4, height, width))
         self.deviation = nn.Buffer(torch.tensor(255.0))
         self.square = nn.Buffer(torch.zeros(()))  # the mean square of all pixels
         self.calls = nn.Buffer(torch.zeros(()))  # of update, each of which counts alike
@@ -284,7 +285,7 @@ class ActorCritic(nn.Module):
 class Batch(NamedTuple):
     """Steps to learn from, drawn out of a rollout."""
 
-    obs: Tensor  # [B, 4, 84, 84] uint8
+    obs: Tensor  # [B, 84, 84, 4] uint8
     action: Tensor  # [B]
     log_prob: Tensor  # [B], of the action, when it was taken
     value: Tensor  # [B], at that time
@@ -325,9 +326,8 @@ class Rollout:
         if num_envs * args.num_steps % args.num_minibatches:
             steps = num_envs * args.num_steps
             fail(f"--num-minibatches is {args.num_minibatches}, and must divide {steps} steps")
-        # [T, N, 4, 84, 84], in memory with the channels last, as the convolutions read them.
-        obs = torch.zeros(*shape, *FRAME, 4, dtype=torch.uint8, device=device)
-        self.obs = obs.permute(0, 1, 4, 2, 3)
+        # The channels are last, as the convolutions read them.
+        self.obs = torch.zeros(*shape, *FRAME, 4, dtype=torch.uint8, device=device)
         self.action = torch.zeros(shape, dtype=torch.int64, device=device)
         self.log_prob, self.reward, self.value, self.next_value, self.terminated, self.ended = (
             torch.zeros(shape, device=device) for _ in range(6)
@@ -341,7 +341,8 @@ class Rollout:
         for t in range(args.num_steps):
             action = log_probs.exp().multinomial(1)  # [N, 1]
             self.log_prob[t] = log_probs.gather(1, action).squeeze(1)
-            self.obs[t], self.action[t], self.value[t] = games.obs, action.squeeze(1), value
+            self.obs[t] = games.obs.permute(0, 2, 3, 1)
+            self.action[t], self.value[t] = action.squeeze(1), value
 
             rewards[t], terminated, truncated, life_lost = games.step(self.action[t])
             ended[t] = terminated | truncated
@@ -417,7 +418,7 @@ class Agent(nn.Module):
 
     def loss(self, batch: Batch) -> tuple[Tensor, dict[str, Tensor]]:
         """The paper's equation 9, to be minimised, and what to log."""
-        logits, value = self.net(batch.obs)
+        logits, value = self.net(batch.obs.permute(0, 3, 1, 2))
         log_probs = logits.log_softmax(1)  # [B, A]
         log_prob = log_probs.gather(1, batch.action.unsqueeze(1)).squeeze(1)  # [B]
         entropy = -(log_probs.exp() * log_probs).sum(1).mean()
@@ -540,7 +541,8 @@ def train(args: Args, checkpoint: dict[str, Any] | None = None) -> Path:
         data, logs = rollout.batch(args), []
         for _ in range(args.update_epochs):
             for index in torch.randperm(len(data.action)).chunk(args.num_minibatches):
-                batch = Batch(*(part[index.to(part.device)] for part in data))
+                # Faster than part[index]: the frames of a step are copied in one piece.
+                batch = Batch(*(part.index_select(0, index.to(part.device)) for part in data))
                 if args.norm_advantage:
                     batch = batch._replace(advantage=normalised(batch.advantage, ranks))
                 grads, log = gradients(batch)
@@ -551,7 +553,7 @@ def train(args: Args, checkpoint: dict[str, Any] | None = None) -> Path:
                 break
 
         # Only now: in every pass the policy had to see what it saw when it played.
-        agent.net.standardise.update(data.obs[:, -1], ranks.mean)  # the newest of four frames
+        agent.net.standardise.update(data.obs[..., -1], ranks.mean)  # the newest of four frames
 
         # Log, once for all ranks
         finished = run.env_step >= args.total_timesteps
@@ -878,7 +880,8 @@ AT_LEAST_1 = """total_timesteps num_envs num_steps num_minibatches update_epochs
     eval_episodes save_interval max_episode_frames"""
 AT_LEAST_0 = "seed learning_rate clip_coef entropy_coef value_coef max_grad_norm"
 FROM_0_TO_1 = "gamma gae_lambda sticky_actions"
-FIXED = """env_id seed num_envs num_steps sticky_actions full_action_space max_episode_frames"""
+FIXED = """env_id seed num_envs num_steps norm_obs sticky_actions full_action_space
+    max_episode_frames"""
 
 
 # [shared: bad input]

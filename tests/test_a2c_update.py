@@ -67,6 +67,17 @@ def test_pixels_are_centred_and_scaled_by_all_that_was_learnt_from() -> None:
     np.testing.assert_allclose(features.standardise(obs), expected, rtol=1e-3, atol=1e-4)
 
 
+def test_an_update_counts_in_the_screens_that_it_learnt_from() -> None:
+    args = make_args(a2c, num_envs=2, chunk_size=4)
+    games = a2c.AtariGames(args, 2, [1])
+    agent = a2c.Agent(games.num_actions, args)
+    chunk, _, _ = a2c.collect(games, agent, args)
+    assert agent.net.features.standardise.deviation == 255
+    agent.update(chunk)
+    played = chunk.obs[:, :, -1, 17:97].float().mean((0, 1))
+    torch.testing.assert_close(agent.net.features.standardise.mean[0, 0], played)
+
+
 def test_a_still_background_does_not_matter_unless_asked_for() -> None:
     obs = screens(20, 2) // 3
     background = torch.randint(0, 120, (105, 80), dtype=torch.uint8)

@@ -21,7 +21,7 @@ import ppo_atari as ppo
 
 
 def random_batch(size: int, num_actions: int = 6) -> ppo.Batch:
-    obs = torch.randint(0, 256, (size, 4, 84, 84), dtype=torch.uint8)
+    obs = torch.randint(0, 256, (size, 84, 84, 4), dtype=torch.uint8)
     action = torch.randint(num_actions, (size,))
     log_prob = -1.8 + 0.3 * torch.randn(size)
     value, advantage, returns = torch.randn(3, size)
@@ -121,7 +121,7 @@ def test_before_the_first_update_after_a_rollout_every_ratio_is_1() -> None:
         agent.net.policy.weight.mul_(100)  # type: ignore[operator]
     rollout.collect(games, agent.act, args)
     batch = rollout.batch(args)
-    logits, value = agent.net(batch.obs)
+    logits, value = agent.net(batch.obs.permute(0, 3, 1, 2))
     log_prob = torch.distributions.Categorical(logits=logits).log_prob(batch.action)
     assert log_prob.std() > 0.1
     torch.testing.assert_close((log_prob - batch.log_prob).exp(), torch.ones(64), rtol=0, atol=1e-6)
@@ -145,6 +145,25 @@ def test_a_still_background_does_not_matter_unless_asked_for() -> None:
         assert change.max() < 1e-3 if norm_obs else change.mean() > 1e-2
 
 
+def test_training_counts_in_the_newest_screens_of_every_rollout(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    played, counted, batch = [], [], ppo.Rollout.batch
+
+    def update(self: ppo.Standardise, newest: Tensor, over_ranks: Any) -> None:
+        counted.append(newest.clone())
+
+    def note(rollout: ppo.Rollout, args: ppo.Args) -> ppo.Batch:
+        played.append(rollout.obs[..., 3].flatten(0, 1).clone())
+        return batch(rollout, args)
+
+    monkeypatch.setattr(ppo.Rollout, "batch", note)
+    monkeypatch.setattr(ppo.Standardise, "update", update)
+    ppo.train(make_args(ppo, run_dir=tmp_path / "run"))
+    assert len(counted) == len(played) > 1
+    assert all(torch.equal(*pair) for pair in zip(counted, played))
+
+
 # The loss
 
 
@@ -153,7 +172,7 @@ def test_the_loss_equals_its_formula(clip_value_loss: bool) -> None:
     args = make_args(ppo, clip_value_loss=clip_value_loss, clip_coef=0.2)
     agent, batch = ppo.Agent(6, args), random_batch(32)
     loss, log = agent.loss(batch)
-    logits, value = agent.net(batch.obs)
+    logits, value = agent.net(batch.obs.permute(0, 3, 1, 2))
     policy = torch.distributions.Categorical(logits=logits)
     policy_loss = value_loss = 0.0
     new = policy.log_prob(batch.action)
@@ -220,11 +239,11 @@ def test_one_learning_phase_equals_that_of_stable_baselines3() -> None:
     data = random_batch(64)
     # Ratios on both sides of the clip, and values likewise.
     with torch.no_grad():
-        log_probs, value = agent.act(data.obs)
+        log_probs, value = agent.act(data.obs.permute(0, 3, 1, 2))
         log_prob = log_probs.gather(1, data.action[:, None])[:, 0] + 0.1 * torch.randn(64)
         data = data._replace(log_prob=log_prob, value=value + 0.1 * torch.randn(64))
     buffer = theirs.rollout_buffer
-    buffer.observations[:, 0] = data.obs.numpy()
+    buffer.observations[:, 0] = data.obs.permute(0, 3, 1, 2).numpy()
     buffer.actions[:, 0, 0] = data.action.numpy()
     for name, part in (("log_probs", "log_prob"), ("values", "value"), ("returns", "returns")):
         getattr(buffer, name)[:, 0] = getattr(data, part).numpy()
@@ -300,7 +319,7 @@ for whole in data:
     share = ppo.Batch(*(part.chunk(ranks.size)[ranks.rank] for part in whole))
     share = share._replace(advantage=ppo.normalised(share.advantage, ranks))
     agent.step(ranks.mean(agent.gradients(share)[0]))
-agent.net.standardise.update(share.obs[:, -1], ranks.mean)
+agent.net.standardise.update(share.obs[..., -1], ranks.mean)
 torch.save(agent.net.state_dict(), f"{sys.argv[3]}/{ranks.size}-{ranks.rank}.pt")
 """
 

@@ -13,9 +13,11 @@ from typing import Any
 
 import numpy as np
 import pytest
-from conftest import ROOT, Run, curves, make_args
+import torch
+from conftest import ROOT, Run, curves, make_args, rows
 from test_house import assert_film
 
+import maddpg_smarts as maddpg
 import ppo_smarts as ppo
 
 pytest.importorskip("smarts")
@@ -120,6 +122,26 @@ def test_a_run_resumed_in_the_middle_of_an_episode_equals_one_in_one_go(tmp_path
         assert len(row["agent_returns"].split()) == 4
         film = next((whole / "videos").glob(f"step-{row['env_step']}-*.mp4"))
         assert_film(film, int(float(row["mean_length"])))
+
+
+def test_collectors_of_ray_drive_and_a_learner_learns_from_it(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    pytest.importorskip("ray")
+    monkeypatch.delenv("RAY_ADDRESS", raising=False)
+    small: dict[str, Any] = {"horizon": 25, "traffic": "light", "total_timesteps": 600}
+    small |= {"num_envs": 1, "num_collectors": 2, "num_learners": 1, "update_interval": 10}
+    small |= {"eval_interval": 600, "eval_episodes": 1, "save_interval": 600}
+    env_id = "smarts/intersection-4lane-v0"
+    run_dir = maddpg.train(make_args(maddpg, env_id=env_id, run_dir=tmp_path, **small))
+    checkpoint = maddpg.load_checkpoint(run_dir / "checkpoint.pt")
+    run, buffer = checkpoint["run"], checkpoint["buffer"]
+    assert run["updates"] > 0 and buffer["size"] == run["env_step"] >= 600
+    assert checkpoint["agent"]["actor_optimizer.t"] == run["updates"]
+    assert all(torch.isfinite(p).all() for p in checkpoint["agent"].values())
+    # Every step that was stored belongs to an episode, but for the two that were under way.
+    lengths = [int(row["episodic_length"]) for row in rows(run_dir / "episodes.csv")]
+    assert max(lengths) == 25 and run["env_step"] - 2 * 25 < sum(lengths) <= run["env_step"]
 
 
 # The environment

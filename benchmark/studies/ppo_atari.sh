@@ -7,7 +7,7 @@
 cd "$(dirname "$0")/../.." || exit
 status=0
 
-for setting in Pong:1000000 Breakout:2000000; do
+for setting in Pong:2000000 Breakout:2000000; do
     benchmark/run.sh --script ppo_atari.py --env-ids "ALE/${setting%:*}-v5" --seeds 1 2 3 \
         --name ppo --runs-dir runs/ppo_atari "$@" -- \
         --total-timesteps "${setting#*:}" --eval-interval 250000 || status=$?

@@ -1147,7 +1147,10 @@ def main() -> None:
         path = path if path.suffix == ".pt" else path / "best.pt"
     if path:
         checkpoint = load_checkpoint(path)
-        saved = Args(**checkpoint["args"])
+        try:
+            saved = Args(**checkpoint["args"])
+        except TypeError as error:
+            fail(f"{path} was written by a version with other flags: {error}")
         args = tyro.cli(Args, default=saved)
         for name in FIXED.split():
             if args.evaluate and name in WORLD:
@@ -1164,6 +1167,11 @@ def main() -> None:
             train(args, checkpoint)
     except OSError as error:  # a full disk, a folder that may not be written
         fail(str(error), code=1)
+    except RuntimeError as error:
+        if "loading state_dict" not in str(error):  # PyTorch's words where networks do not fit
+            raise
+        reason = str(error).split("\n")[1].strip()
+        fail(f"{path} was written by a version with other networks: {reason}")
 
 
 if __name__ == "__main__":

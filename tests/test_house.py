@@ -415,8 +415,15 @@ def test_unusable_run_folders_end_in_one_sentence(
     other_env = [*go_on, "--env-id", "ALE/Breakout-v5"]
     assert_refused(script, other_env, tmp_path, "env_id", make_args(script).env_id)
 
-    torch.save(torch.load(path) | {"script": "dqn_atari"}, path)
-    assert_refused(script, go_on, tmp_path, "checkpoint.pt", "dqn_atari")
+    checkpoint = torch.load(path)
+    renamed = {f"old.{name}": weight for name, weight in checkpoint["agent"].items()}
+    for change, reason in (
+        ({"script": "dqn_atari"}, "dqn_atari"),
+        ({"args": checkpoint["args"] | {"old_flag": 1}}, "old_flag"),
+        ({"agent": renamed}, "networks"),
+    ):
+        torch.save(checkpoint | change, path)
+        assert_refused(script, go_on, tmp_path, "checkpoint.pt", reason)
     for damaged in (content[: len(content) // 2], content[:-1], b"", b"hello", bytes(1000)):
         path.write_bytes(damaged)
         assert_refused(script, go_on, tmp_path, "checkpoint.pt", "damaged")

@@ -8,7 +8,8 @@ move an action's probability further than a few percent.
 Paper: Schulman et al. 2017, Proximal Policy Optimization Algorithms, arXiv:1707.06347
 Run:   python ppo_atari.py --env-id ALE/Pong-v5
        torchrun --nproc-per-node 2 ppo_atari.py    (several GPUs, or several nodes)
-Score: Pong 20, Breakout 42 after 2M steps, 95 and 105 minutes (benchmark/studies/ppo_atari.sh)
+Score: Pong 20, Breakout 42 after 2M steps, one seed each, 95 and 105 minutes
+       (benchmark/studies/ppo_atari.sh)
 Watch: tensorboard --logdir runs
 """
 
@@ -286,7 +287,7 @@ class ActorCritic(nn.Module):
 class Batch(NamedTuple):
     """Steps to learn from, drawn out of a rollout."""
 
-    obs: Tensor  # [B, 84, 84, 4] uint8
+    obs: Tensor  # [B, 84, 84, 4] uint8, the four frames last
     action: Tensor  # [B]
     log_prob: Tensor  # [B], of the action, when it was taken
     value: Tensor  # [B], at that time
@@ -327,7 +328,7 @@ class Rollout:
         if num_envs * args.num_steps % args.num_minibatches:
             steps = num_envs * args.num_steps
             fail(f"--num-minibatches is {args.num_minibatches}, and must divide {steps} steps")
-        # The channels are last, as the convolutions read them.
+        # [T, N, 84, 84, 4]: the four frames last, as the convolutions read them in memory.
         self.obs = torch.zeros(*shape, *FRAME, 4, dtype=torch.uint8, device=device)
         self.action = torch.zeros(shape, dtype=torch.int64, device=device)
         self.log_prob, self.reward, self.value, self.next_value, self.terminated, self.ended = (
@@ -342,7 +343,7 @@ class Rollout:
         for t in range(args.num_steps):
             action = log_probs.exp().multinomial(1)  # [N, 1]
             self.log_prob[t] = log_probs.gather(1, action).squeeze(1)
-            self.obs[t] = games.obs.permute(0, 2, 3, 1)
+            self.obs[t] = games.obs.permute(0, 2, 3, 1)  # [N, 84, 84, 4]
             self.action[t], self.value[t] = action.squeeze(1), value
 
             rewards[t], terminated, truncated, life_lost = games.step(self.action[t])
@@ -419,7 +420,7 @@ class Agent(nn.Module):
 
     def loss(self, batch: Batch) -> tuple[Tensor, dict[str, Tensor]]:
         """The paper's equation 9, to be minimised, and what to log."""
-        logits, value = self.net(batch.obs.permute(0, 3, 1, 2))
+        logits, value = self.net(batch.obs.permute(0, 3, 1, 2))  # obs as [B, 4, 84, 84]
         log_probs = logits.log_softmax(1)  # [B, A]
         log_prob = log_probs.gather(1, batch.action.unsqueeze(1)).squeeze(1)  # [B]
         entropy = -(log_probs.exp() * log_probs).sum(1).mean()
@@ -541,9 +542,10 @@ def train(args: Args, checkpoint: dict[str, Any] | None = None) -> Path:
         # Learn: several passes over the rollout, in minibatches shuffled anew for each
         data, logs = rollout.batch(args), []
         for _ in range(args.update_epochs):
-            for index in torch.randperm(len(data.action)).chunk(args.num_minibatches):
+            order = torch.randperm(len(data.action)).to(args.device)
+            for index in order.chunk(args.num_minibatches):
                 # Faster than part[index]: the frames of a step are copied in one piece.
-                batch = Batch(*(part.index_select(0, index.to(part.device)) for part in data))
+                batch = Batch(*(part.index_select(0, index) for part in data))
                 if args.norm_advantage:
                     batch = batch._replace(advantage=normalised(batch.advantage, ranks))
                 grads, log = gradients(batch)

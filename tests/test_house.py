@@ -371,6 +371,11 @@ BAD: dict[str, list[tuple[dict[str, Any], list[str]]]] = {
         ({"horizon": 0}, ["--horizon", "0", "between 1"]),
     ],
 }
+OTHER_NETWORK_OR_WORLD = {  # flags of a resumed run, and what is said of them
+    "continuous": ("--layer-norm", "layer_norm False"),
+    "atari": ("--no-norm-obs", "norm_obs True"),
+    "smarts": ("--horizon 7", "horizon 400"),
+}
 BAD_ANYWHERE: list[tuple[dict[str, Any], list[str]]] = [
     ({"gamma": 2.0}, ["--gamma", "2.0", "between 0 and 1"]),
     ({"gamma": float("nan")}, ["--gamma", "nan"]),
@@ -414,6 +419,8 @@ def test_unusable_run_folders_end_in_one_sentence(
     assert_refused(script, ["--resume", "run"], tmp_path, "finished", "--total-timesteps")
     other_env = [*go_on, "--env-id", "ALE/Breakout-v5"]
     assert_refused(script, other_env, tmp_path, "env_id", make_args(script).env_id)
+    flag, reason = OTHER_NETWORK_OR_WORLD[kind(script)]
+    assert_refused(script, [*go_on, *flag.split()], tmp_path, reason, "cannot be changed")
 
     checkpoint = torch.load(path)
     renamed = {f"old.{name}": weight for name, weight in checkpoint["agent"].items()}

@@ -364,10 +364,8 @@ class Agent(nn.Module):
     def __init__(self, obs_dim: int, action_dim: int, args: Args) -> None:
         super().__init__()
         self.gamma, self.tau = args.gamma, args.tau
-        self.smoothing_std, self.smoothing_clip = (
-            args.target_noise_std,
-            args.target_noise_clip,
-        )
+        self.smoothing_std = args.target_noise_std
+        self.smoothing_clip = args.target_noise_clip
         self.actor = Actor(obs_dim, action_dim, args)
         critics = [Critic(obs_dim, action_dim, args) for _ in range(args.num_critics)]
         self.critics = nn.ModuleList(critics)

@@ -8,7 +8,7 @@ move an action's probability further than a few percent.
 Paper: Schulman et al. 2017, Proximal Policy Optimization Algorithms, arXiv:1707.06347
 Run:   python ppo_atari.py --env-id ALE/Pong-v5
        torchrun --nproc-per-node 2 ppo_atari.py    (several GPUs, or several nodes)
-Score: Pong 20, Breakout 42 after 2M steps, one seed each, 95 and 105 minutes
+Score: Pong 20 (three seeds), Breakout 42 (one) after 2M steps, 95 and 105 minutes each
        (benchmark/studies/ppo_atari.sh)
 Watch: tensorboard --logdir runs
 """

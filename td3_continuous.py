@@ -22,6 +22,7 @@ import shutil
 import signal
 import sys
 import time
+import warnings
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 from pathlib import Path
@@ -117,7 +118,8 @@ def make_env(env_id: str, film: bool = False) -> gym.Env:
         if "BulletEnv" in env_id:
             import pybullet_envs_gymnasium  # noqa: F401 (registers its environments)
         if env_id.startswith("dm_control/"):
-            import shimmy  # noqa: F401
+            with warnings.catch_warnings():  # it has every deprecation shown from then on
+                import shimmy  # noqa: F401
         render_mode = "rgb_array" if film else None
         env = gym.make(env_id, render_mode=render_mode, disable_env_checker=True)
     except (gym.error.Error, ImportError) as error:  # gymnasium names what is near, or missing

@@ -17,6 +17,7 @@ import numpy as np
 import pytest
 import torch
 from conftest import (
+    ROOT,
     Probe,
     Run,
     continuous_only,
@@ -446,6 +447,18 @@ def test_the_file_runs_alone_in_an_empty_folder(script: ModuleType, tmp_path: Pa
     (run_dir,) = tmp_path.glob(f"runs/{env_id}__*")
     assert out.endswith(f"done: {run_dir.relative_to(tmp_path)}\n")
     assert (run_dir / "checkpoint.pt").exists()
+
+
+def test_dm_control_shows_no_warnings_of_other_packages(tmp_path: Path) -> None:
+    code = """
+import warnings
+import ddpg_continuous
+before = list(warnings.filters)
+ddpg_continuous.make_env("dm_control/cartpole-balance-v0")
+assert warnings.filters == before, warnings.filters
+"""
+    _, err = run_python(["-c", code], tmp_path, PYTHONPATH=str(ROOT), MUJOCO_GL="off")
+    assert err == ""
 
 
 def test_the_terminal_shows_every_evaluation(script: ModuleType, tmp_path: Path) -> None:

@@ -7,7 +7,7 @@ chunks), and what is reset (the state, exactly where a new game begins).
 
 Paper: Mnih et al. 2016, Asynchronous Methods for Deep Reinforcement Learning, arXiv:1602.01783
 Run:   python a2c_lstm_atari.py --env-id ALE/Pong-v5
-Score: Pong 19, Breakout 146 after 2M steps, three seeds, 35 to 50 minutes each
+Score: Pong 19, Breakout 146 after 2M steps, three seeds, 35 to 52 minutes each
        (benchmark/studies/a2c_atari.sh)
 Watch: tensorboard --logdir runs
 """

@@ -118,7 +118,7 @@ def make_env(env_id: str, film: bool = False) -> gym.Env:
         if "BulletEnv" in env_id:
             import pybullet_envs_gymnasium  # noqa: F401 (registers its environments)
         if env_id.startswith("dm_control/"):
-            with warnings.catch_warnings():  # it has every deprecation shown from then on
+            with warnings.catch_warnings():  # DM Control's import turns them all on
                 import shimmy  # noqa: F401
         render_mode = "rgb_array" if film else None
         env = gym.make(env_id, render_mode=render_mode, disable_env_checker=True)

@@ -365,6 +365,56 @@ def make_env(args: Args, film: bool = False) -> MultiAgentEnv:
     return (Apart if args.env_id.startswith("smarts/") else MultiAgentEnv)(args, film)
 
 
+class Envs:
+    """num_envs environments side by side, in each of them episode after episode.
+
+    An episode's seed follows from the run's, the number of the process that plays, the
+    environment's and the episode's.
+    """
+
+    def __init__(self, args: Args, number: int = 0, apart: bool = True) -> None:
+        make = make_env if apart else MultiAgentEnv
+        self.seed = args.seed, number
+        self.envs = [make(args) for _ in range(args.num_envs)]
+        self.episodes = [0] * args.num_envs
+        self.steps = [self.begin(i) for i in range(args.num_envs)]
+
+    def begin(self, i: int) -> Step:
+        """The first step of environment i's next episode."""
+        self.episodes[i] += 1
+        return self.envs[i].reset(episode_seed(*self.seed, i, self.episodes[i]))
+
+    def part(self, name: str) -> np.ndarray:
+        """A part of the last step of all E environments, [E, N, ...]."""
+        return np.stack([getattr(step, name) for step in self.steps])
+
+    def step(self, action: np.ndarray) -> None:
+        """Act in all of them: [E, N] integers, or [E, N, A] numbers in [-1, 1]."""
+        for env, part in zip(self.envs, action):  # first all are told, then all are waited for
+            env.send(part)
+        self.steps = [env.receive() for env in self.envs]
+
+    def reset(self) -> np.ndarray:
+        """Begin anew where an episode is over; returns where that was, [E] bool."""
+        over = np.logical_not(self.part("live").any(1))
+        for i in np.flatnonzero(over).tolist():
+            self.steps[i] = self.begin(i)
+        return over
+
+    def state(self) -> dict[str, Any]:
+        """How the episodes began, and what was played since; for restore."""
+        return {"episodes": self.episodes, "envs": [env.state() for env in self.envs]}
+
+    def restore(self, state: dict[str, Any]) -> None:
+        """Play again what state holds."""
+        self.episodes = state["episodes"]
+        self.steps = [env.restore(saved) for env, saved in zip(self.envs, state["envs"])]
+
+    def close(self) -> None:
+        for env in self.envs:
+            env.close()
+
+
 # [/shared]
 class StackedLinear(nn.Module):
     """A linear layer for each of N agents, in one product: [N, B, I] -> [N, B, O]."""
@@ -829,70 +879,29 @@ class Agent(nn.Module):
         return td_error, losses
 
 
-class Player:
-    """Plays in num_envs environments side by side, episode after episode.
-
-    An episode's seed follows from the run's, the environment's number and the episode's.
-    """
-
-    def __init__(self, args: Args, number: int = 0, apart: bool = True) -> None:
-        self.seed, self.device = (args.seed, number), args.device
-        make = make_env if apart else MultiAgentEnv
-        self.envs = [make(args) for _ in range(args.num_envs)]
-        self.episodes = [0] * args.num_envs
-        self.steps = [self.begin(i) for i in range(args.num_envs)]
-
-    def begin(self, i: int) -> Step:
-        """The first step of environment i's next episode."""
-        self.episodes[i] += 1
-        return self.envs[i].reset(episode_seed(*self.seed, i, self.episodes[i]))
-
-    def part(self, name: str) -> np.ndarray:
-        """A part of the last step of all environments, [E, N, ...]."""
-        return np.stack([getattr(step, name) for step in self.steps])
-
-    def play(self, agent: Agent, noise: float, at_random: bool) -> Transition:
-        """One step of every environment; those whose episode it ended begin another."""
-        obs, live = self.part("obs"), self.part("live")
-        with torch.no_grad():
-            acting = to_tensor(obs, self.device)
-            action = (agent.random(len(obs)) if at_random else agent.act(acting, noise)).cpu()
-        moves = (action.argmax(-1) if agent.discrete else action).numpy()
-        for env, move in zip(self.envs, moves):  # first all are told, then all are waited for
-            env.send(move)
-        self.steps = [env.receive() for env in self.envs]
-        action *= torch.from_numpy(live).unsqueeze(-1)  # what the dead are told is nothing
-        ended = np.logical_not(self.part("live").any(1))
-        reward, terminated, last_obs = map(self.part, ("reward", "terminated", "last_obs"))
-        transition = Transition(obs, action, reward, terminated, live, last_obs, ended)
-        for i in np.flatnonzero(ended).tolist():
-            self.steps[i] = self.begin(i)
-        return transition
-
-    def state(self) -> dict[str, Any]:
-        """All that the environments are: how their episodes began, and what was played since."""
-        return {"episodes": self.episodes, "envs": [env.state() for env in self.envs]}
-
-    def restore(self, state: dict[str, Any]) -> None:
-        """Play again what state holds."""
-        self.episodes = state["episodes"]
-        self.steps = [env.restore(saved) for env, saved in zip(self.envs, state["envs"])]
-
-    def close(self) -> None:
-        for env in self.envs:
-            env.close()
+def play_step(envs: Envs, agent: Agent, args: Args, noise: float, at_random: bool) -> Transition:
+    """One step of every environment; those whose episode it ended begin another."""
+    obs, live = envs.part("obs"), envs.part("live")
+    if at_random:
+        action = agent.random(len(obs))
+    else:
+        action = agent.act(to_tensor(obs, args.device), noise).cpu()
+    envs.step((action.argmax(-1) if agent.discrete else action).numpy())
+    action *= torch.from_numpy(live).unsqueeze(-1)  # what the dead are told is nothing
+    reward, terminated, last_obs = map(envs.part, ("reward", "terminated", "last_obs"))
+    return Transition(obs, action, reward, terminated, live, last_obs, ended=envs.reset())
 
 
 class Alone:
     """Plays and learns by turns, in this process."""
 
     def __init__(self, agent: Agent, buffer: ReplayBuffer, args: Args, env_step: int) -> None:
-        self.agent, self.buffer, self.player = agent, buffer, Player(args)
+        self.agent, self.buffer, self.args, self.envs = agent, buffer, args, Envs(args)
         self.batch_size = args.batch_size
         self.update = compiled(agent.update, args)
 
     def play(self, noise: float, at_random: bool) -> list[Transition]:
-        return [self.player.play(self.agent, noise, at_random)]
+        return [play_step(self.envs, self.agent, self.args, noise, at_random)]
 
     def learn(self, updates: int, beta: float) -> tuple[int, dict[str, Tensor]]:
         """Make so many updates; returns how many were made, and the losses of the last."""
@@ -905,7 +914,7 @@ class Alone:
         return updates, losses
 
     def close(self) -> None:
-        self.player.close()
+        self.envs.close()
 
 
 class Collector:
@@ -913,14 +922,14 @@ class Collector:
 
     def __init__(self, agent: Agent, args: Args, number: int) -> None:
         torch.manual_seed(args.seed + number)
-        self.agent, self.player = agent, Player(args, number, apart=False)
+        self.agent, self.args, self.envs = agent, args, Envs(args, number, apart=False)
 
     def collect(self, actor: dict, noise: float, at_random: bool) -> list[Transition]:
         """At least a hundred steps, with the newest actors."""
         self.agent.actor.load_state_dict(actor)
         steps: list[Transition] = []
         while len(steps) < 100 or not steps[-1].ended.all():
-            steps.append(self.player.play(self.agent, noise, at_random))
+            steps.append(play_step(self.envs, self.agent, self.args, noise, at_random))
         return steps
 
 
@@ -1040,8 +1049,8 @@ def train(args: Args, checkpoint: dict[str, Any] | None = None) -> Path:
     crew: Alone | Cluster = (Cluster if spread else Alone)(agent, buffer, args, run.env_step)
     run_dir = open_run(args)
     logger = AgentsLogger(args, run_dir, run.env_step, run.seconds)
-    if checkpoint and isinstance(crew, Alone) and checkpoint["player"]:
-        crew.player.restore(checkpoint["player"])
+    if checkpoint and isinstance(crew, Alone) and checkpoint["envs"]:
+        crew.envs.restore(checkpoint["envs"])
         logger.returns, logger.lengths = map(np.array, checkpoint["unfinished"])
     interrupt = Interrupt()
     saved_at, owed, finished = run.env_step, 0, False
@@ -1327,7 +1336,7 @@ def whole_state(agent: Agent, buffer: ReplayBuffer, crew: Alone | Cluster) -> di
         "agent": agent.state_dict(),
         "buffer": buffer.state_dict(),
         "torch_rng": [torch.get_rng_state(), *torch.cuda.get_rng_state_all()],
-        "player": crew.player.state() if isinstance(crew, Alone) else None,
+        "envs": crew.envs.state() if isinstance(crew, Alone) else None,
     }
 
 

@@ -349,6 +349,56 @@ def make_env(args: Args, film: bool = False) -> MultiAgentEnv:
     return (Apart if args.env_id.startswith("smarts/") else MultiAgentEnv)(args, film)
 
 
+class Envs:
+    """num_envs environments side by side, in each of them episode after episode.
+
+    An episode's seed follows from the run's, the number of the process that plays, the
+    environment's and the episode's.
+    """
+
+    def __init__(self, args: Args, number: int = 0, apart: bool = True) -> None:
+        make = make_env if apart else MultiAgentEnv
+        self.seed = args.seed, number
+        self.envs = [make(args) for _ in range(args.num_envs)]
+        self.episodes = [0] * args.num_envs
+        self.steps = [self.begin(i) for i in range(args.num_envs)]
+
+    def begin(self, i: int) -> Step:
+        """The first step of environment i's next episode."""
+        self.episodes[i] += 1
+        return self.envs[i].reset(episode_seed(*self.seed, i, self.episodes[i]))
+
+    def part(self, name: str) -> np.ndarray:
+        """A part of the last step of all E environments, [E, N, ...]."""
+        return np.stack([getattr(step, name) for step in self.steps])
+
+    def step(self, action: np.ndarray) -> None:
+        """Act in all of them: [E, N] integers, or [E, N, A] numbers in [-1, 1]."""
+        for env, part in zip(self.envs, action):  # first all are told, then all are waited for
+            env.send(part)
+        self.steps = [env.receive() for env in self.envs]
+
+    def reset(self) -> np.ndarray:
+        """Begin anew where an episode is over; returns where that was, [E] bool."""
+        over = np.logical_not(self.part("live").any(1))
+        for i in np.flatnonzero(over).tolist():
+            self.steps[i] = self.begin(i)
+        return over
+
+    def state(self) -> dict[str, Any]:
+        """How the episodes began, and what was played since; for restore."""
+        return {"episodes": self.episodes, "envs": [env.state() for env in self.envs]}
+
+    def restore(self, state: dict[str, Any]) -> None:
+        """Play again what state holds."""
+        self.episodes = state["episodes"]
+        self.steps = [env.restore(saved) for env, saved in zip(self.envs, state["envs"])]
+
+    def close(self) -> None:
+        for env in self.envs:
+            env.close()
+
+
 # [/shared]
 # [shared: orthogonal]
 def orthogonal(layer: nn.Conv2d | nn.Linear, gain: float = math.sqrt(2)) -> nn.Module:
@@ -480,53 +530,6 @@ def advantages(
 
 
 # [/shared]
-class Envs:
-    """Environments side by side; the agents of all of them in one row, M = num_envs * N.
-
-    An episode's seed follows from the run's, the environment's number and the episode's.
-    """
-
-    def __init__(self, args: Args) -> None:
-        self.seed = args.seed
-        self.envs = [make_env(args) for _ in range(args.num_envs)]
-        self.num_agents = len(self.envs[0].names)
-        self.episodes = [0] * args.num_envs
-        self.steps = [self.begin(i) for i in range(args.num_envs)]
-
-    def begin(self, i: int) -> Step:
-        """The first step of environment i's next episode."""
-        self.episodes[i] += 1
-        return self.envs[i].reset(episode_seed(self.seed, i, self.episodes[i]))
-
-    def row(self, part: str) -> np.ndarray:
-        """A part of the last step of all environments, [M, ...]."""
-        return np.concatenate([getattr(step, part) for step in self.steps])
-
-    def step(self, action: np.ndarray) -> None:
-        """Act in all environments, [M] or [M, A]."""
-        for env, part in zip(self.envs, np.split(action, len(self.envs))):
-            env.send(part)
-        self.steps = [env.receive() for env in self.envs]
-
-    def reset(self) -> np.ndarray:
-        """Begin anew where an episode is over; returns where that was, [num_envs]."""
-        over = np.array([not step.live.any() for step in self.steps])
-        for i in np.flatnonzero(over).tolist():
-            self.steps[i] = self.begin(i)
-        return over
-
-    def state(self) -> dict[str, Any]:
-        return {"episodes": self.episodes, "envs": [env.state() for env in self.envs]}
-
-    def restore(self, state: dict[str, Any]) -> None:
-        self.episodes = state["episodes"]
-        self.steps = [env.restore(saved) for env, saved in zip(self.envs, state["envs"])]
-
-    def close(self) -> None:
-        for env in self.envs:
-            env.close()
-
-
 class Rollout:
     """What num_steps steps brought to M agents, in tensors [T, M, ...] made once."""
 
@@ -552,34 +555,37 @@ class Rollout:
 
         Returns, [T, num_envs] both, the agents' summed reward and where an episode was over.
         """
-        rewards, over = np.zeros((2, args.num_steps, args.num_envs), np.float32)
-        obs = to_tensor(envs.row("obs"), args.device)
+
+        def row(part: str) -> Tensor:
+            """A part of the last step, with the agents of all environments in one row [M, ...]."""
+            return to_tensor(np.concatenate(envs.part(part)), args.device)
+
+        rewards = np.zeros((args.num_steps, args.num_envs), np.float32)
+        over = np.zeros((args.num_steps, args.num_envs), bool)
+        obs = row("obs")
         action, log_prob, value = act(obs)
         for t in range(args.num_steps):
             self.obs[t], self.action[t] = obs, action
             self.log_prob[t], self.value[t] = log_prob, value
-            self.live[t] = to_tensor(envs.row("live"), args.device)
+            self.live[t] = row("live")
 
-            envs.step(action.cpu().numpy())
-            reward, terminated, truncated = map(envs.row, ("reward", "terminated", "truncated"))
-            if not np.isfinite(reward).all():
-                fail(f"{args.env_id} gave the reward {reward}", code=1)
-            rewards[t] = reward.reshape(args.num_envs, -1).sum(1)
-            self.reward[t] = args.reward_scale * to_tensor(reward, args.device)
-            self.terminated[t] = to_tensor(terminated, args.device)
+            envs.step(action.unflatten(0, (args.num_envs, -1)).cpu().numpy())
+            reward, terminated, truncated = map(row, ("reward", "terminated", "truncated"))
+            if not reward.isfinite().all():
+                fail(f"{args.env_id} gave the reward {reward.tolist()}", code=1)
+            rewards[t] = envs.part("reward").sum(1)
+            self.reward[t] = args.reward_scale * reward
+            self.terminated[t] = terminated
             # Every agent ends at a time of its own; from then on others' rewards are not its.
-            self.ended[t] = to_tensor(terminated | truncated, args.device)
+            self.ended[t] = torch.maximum(terminated, truncated)
 
             # Of an agent that is cut off, take the value of the last thing it saw.
-            last_value = value
-            if truncated.any():
-                last_value = act(to_tensor(envs.row("last_obs"), args.device))[2]
+            last_value = act(row("last_obs"))[2] if truncated.any() else value
             over[t] = envs.reset()
-            obs = to_tensor(envs.row("obs"), args.device)
+            obs = row("obs")
             action, log_prob, value = act(obs)
-            cut_off = to_tensor(truncated, args.device) > 0
-            self.next_value[t] = torch.where(cut_off, last_value, value)
-        return rewards, over > 0
+            self.next_value[t] = torch.where(truncated > 0, last_value, value)
+        return rewards, over
 
     def batch(self, args: Args) -> Batch:
         """All steps as one batch [T * M], with their advantages."""

@@ -1,4 +1,4 @@
-"""maddpg_smarts.py's players, and its collectors and learners as Ray actors."""
+"""How maddpg_smarts.py plays, and its collectors and learners as Ray actors."""
 
 from __future__ import annotations
 
@@ -60,9 +60,9 @@ def test_what_is_stored_of_dead_agents_is_zero(
 ) -> None:
     monkeypatch.setattr(maddpg, "make_env", Mortal)
     args = maddpg.Args(**SMALL)
-    player = maddpg.Player(args)
-    agent = maddpg.Agent(player.envs[0], args)
-    steps = [player.play(agent, 0.5, at_random) for _ in range(12)]
+    envs = maddpg.Envs(args)
+    agent = maddpg.Agent(envs.envs[0], args)
+    steps = [maddpg.play_step(envs, agent, args, 0.5, at_random) for _ in range(12)]
     for i, step in enumerate(steps):
         t = i % 5
         lives = [True, t < 3, t < 1]
@@ -83,11 +83,11 @@ def test_every_environment_and_every_episode_has_its_own_seed(
     args = maddpg.Args(**SMALL | {"num_envs": 2})
     seeds = set()
     for number in 0, 1:
-        player = maddpg.Player(args, number)
-        agent = maddpg.Agent(player.envs[0], args)
+        envs = maddpg.Envs(args, number)
+        agent = maddpg.Agent(envs.envs[0], args)
         for _ in range(15):
-            seeds |= {env.seed for env in player.envs}
-            player.play(agent, 0.5, True)
+            seeds |= {env.seed for env in envs.envs}
+            maddpg.play_step(envs, agent, args, 0.5, True)
     assert len(seeds) == 2 * 2 * 3
 
 

@@ -721,10 +721,12 @@ class Adam(nn.Module):
     @torch.no_grad()
     def step(self, grads: Iterable[Tensor], beta1: float = 0.9, beta2: float = 0.999) -> None:
         self.t.add_(1)
+        # 1 - β^t. The compiler would take a power anew for every few weights, and this only once.
+        bias1, bias2 = (1 - torch.exp(self.t * math.log(beta)) for beta in (beta1, beta2))
         for p, g, m, v in zip(self.params, grads, self.m, self.v):
             m.lerp_(g, 1 - beta1)  # m = β1 m + (1 - β1) g
             v.mul_(beta2).addcmul_(g, g, value=1 - beta2)  # v = β2 v + (1 - β2) g²
-            m_hat, v_hat = m / (1 - beta1**self.t), v / (1 - beta2**self.t)
+            m_hat, v_hat = m / bias1, v / bias2
             p.sub_(self.learning_rate * m_hat / (v_hat.sqrt() + self.eps))
 
 

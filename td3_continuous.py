@@ -187,8 +187,11 @@ class Critic(nn.Module):
         self.net = mlp([obs_dim + action_dim, *args.critic_hidden_sizes, 1], args)
 
     def forward(self, obs: Tensor, action: Tensor) -> Tensor:
-        # Without the squeeze, a loss of [B, 1] against [B] would broadcast to [B, B] unnoticed.
-        return self.net(torch.cat([obs, action], dim=1)).squeeze(1)
+        hidden = self.net[:-1](torch.cat([obs, action], dim=1))  # [B, H]
+        last: Any = self.net[-1]
+        # One sum a row, [B]: compiled, it is faster than the layer's product [B, 1], which would
+        # broadcast to [B, B], unnoticed, in a loss against [B].
+        return hidden @ last.weight[0] + last.bias
 
 
 # [shared: replay buffer]
@@ -352,10 +355,12 @@ class Adam(nn.Module):
     @torch.no_grad()
     def step(self, grads: Iterable[Tensor], beta1: float = 0.9, beta2: float = 0.999) -> None:
         self.t.add_(1)
+        # 1 - β^t. The compiler would take a power anew for every few weights, and this only once.
+        bias1, bias2 = (1 - torch.exp(self.t * math.log(beta)) for beta in (beta1, beta2))
         for p, g, m, v in zip(self.params, grads, self.m, self.v):
             m.lerp_(g, 1 - beta1)  # m = β1 m + (1 - β1) g
             v.mul_(beta2).addcmul_(g, g, value=1 - beta2)  # v = β2 v + (1 - β2) g²
-            m_hat, v_hat = m / (1 - beta1**self.t), v / (1 - beta2**self.t)
+            m_hat, v_hat = m / bias1, v / bias2
             p.sub_(self.learning_rate * m_hat / (v_hat.sqrt() + self.eps))
 
 

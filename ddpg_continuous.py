@@ -7,7 +7,7 @@ its own tail, and noise on the actions makes the agent try things.
 
 Paper: Lillicrap et al. 2015, Continuous control with deep reinforcement learning, arXiv:1509.02971
 Run:   python ddpg_continuous.py --env-id HopperBulletEnv-v0
-Score: Pendulum-v1 -146 after 20,000 steps (benchmark/studies/ddpg_pendulum.sh)
+Score: HopperBulletEnv-v0 1462 after 1,000,000 steps (benchmark/studies/ddpg_hopper.sh)
 Watch: tensorboard --logdir runs
 """
 

@@ -556,8 +556,8 @@ class Rollout:
         Returns, [T, num_envs] both, the agents' summed reward and where an episode was over.
         """
 
+        # A part of the last step, with the agents of all environments in one row [M, ...].
         def row(part: str) -> Tensor:
-            """A part of the last step, with the agents of all environments in one row [M, ...]."""
             return to_tensor(np.concatenate(envs.part(part)), args.device)
 
         rewards = np.zeros((args.num_steps, args.num_envs), np.float32)

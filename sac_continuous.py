@@ -309,7 +309,7 @@ class Adam(nn.Module):
     @torch.no_grad()
     def step(self, grads: Iterable[Tensor], beta1: float = 0.9, beta2: float = 0.999) -> None:
         self.t.add_(1)
-        # 1 - β^t. The compiler would take a power anew for every few weights, and this only once.
+        # 1 - β^t, by an exponential: a power would be taken again in the loops over the weights.
         bias1, bias2 = (1 - torch.exp(self.t * math.log(beta)) for beta in (beta1, beta2))
         for p, g, m, v in zip(self.params, grads, self.m, self.v):
             m.lerp_(g, 1 - beta1)  # m = β1 m + (1 - β1) g

@@ -761,8 +761,8 @@ def start_torch(args: Args) -> None:
     if args.device == "auto":
         args.device = "cuda" if torch.cuda.is_available() else "cpu"
     torch.backends.cudnn.deterministic = args.torch_deterministic
-    # On a CPU this takes oneDNN in place of MKL: products in half the time, in float32 unless the
-    # CPU multiplies bfloat16 matrices in hardware. On a GPU it means TF32 or bfloat16.
+    # On a CPU this takes oneDNN in place of MKL: products in half the time on some (Zen 5), in
+    # float32 unless the CPU has units for bfloat16 matrices. On a GPU it means TF32 or bfloat16.
     torch.set_float32_matmul_precision("medium")
 
 

@@ -25,6 +25,7 @@ import json
 import os
 import platform
 import random
+import re
 import runpy
 import shlex
 import signal
@@ -375,21 +376,27 @@ SETTINGS = {
 
 def describe(args: argparse.Namespace) -> str:
     """What the numbers were measured with, in Markdown."""
-    query = "import importlib.metadata as m,sys;print(*(m.version(p) for p in sys.argv[1:]))"
+    query = (
+        "import json; from importlib.metadata import distributions as found; "
+        "print(json.dumps({d.name.lower().replace('_', '-'): d.version for d in found()}))"
+    )
     packages = ["torch", "stable-baselines3", "sb3-contrib", "sbx-rl", "jax", "gymnasium", "ale-py"]
     found = subprocess.run(
-        [args.peers_python, "-c", query, *packages], capture_output=True, text=True, check=False
-    ).stdout.split()
-    peers = ", ".join(f"{p} {v}" for p, v in zip(packages, found)) or "versions unknown"
+        [args.peers_python, "-c", query], capture_output=True, text=True, check=False
+    ).stdout
+    versions = json.loads(found or "{}")
+    peers = ", ".join(f"{p} {versions[p]}" for p in packages if p in versions) or "unknown"
     try:
         ours = f"torch {version('torch')}"
     except PackageNotFoundError:
         ours = "no torch"
-    model = platform.processor() or platform.machine()
+    machine = platform.processor() or platform.machine()
     cpuinfo = Path("/proc/cpuinfo")
     if cpuinfo.exists():
-        names = [s for s in cpuinfo.read_text().splitlines() if s.startswith("model name")]
-        model = names[0].split(":")[1].strip() if names else model
+        # The family and the model too: a cloud calls all its processors "AMD EPYC".
+        facts = dict(re.findall(r"^(.+?)\s*: (.*)$", cpuinfo.read_text(), re.M))
+        if {"model name", "cpu family", "model"} <= facts.keys():
+            machine = "{model name}, family {cpu family}, model {model}".format(**facts)
 
     # Paths are a matter of one machine.
     flags, paths = list(sys.argv[1:]), ("--peers-python", "--external", "--out")
@@ -401,7 +408,7 @@ def describe(args: argparse.Namespace) -> str:
 
 - command: `{command}`
 - date: {datetime.date.today()}; load average before: {args.load}
-- machine: {model}, {os.cpu_count()} cores, {platform.system()}; threads: {args.threads}
+- machine: {machine}, {os.cpu_count()} cores, {platform.system()}; threads: {args.threads}
 - FolioRL: Python {platform.python_version()}, {ours}; peers: {peers}
 {SETTINGS[family(args.algorithms[0])].format(segment=args.segment)}
 {external}- {args.rounds} rounds of {args.segment:,} steps; start-up and compilation are not counted

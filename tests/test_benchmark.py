@@ -12,6 +12,7 @@ import signal
 import subprocess
 import sys
 import time
+from importlib.metadata import version
 from pathlib import Path
 from types import ModuleType
 
@@ -488,3 +489,5 @@ def test_speed_measures_the_whole_loop_of_a_script(
     assert [(row["contender"], row["steps"]) for row in rows] == [("FolioRL", "40")] * 2
     assert all(float(row["cpu"]) > 0 for row in rows)
     assert "| DDPG | FolioRL |" in (tmp_path / "speed.md").read_text()
+    # Of the peers' packages gymnasium is here, and others are not; that hides none of the rest.
+    assert f"gymnasium {version('gymnasium')}" in (tmp_path / "speed.md").read_text()

@@ -425,8 +425,19 @@ class StackedLinear(nn.Module):
         self.weight = nn.Parameter(torch.empty(num_agents, fan_in, fan_out).uniform_(-bound, bound))
         self.bias = nn.Parameter(torch.empty(num_agents, 1, fan_out).uniform_(-bound, bound))
 
-    def forward(self, x: Tensor) -> Tensor:
-        return torch.baddbmm(self.bias, x, self.weight)
+    def forward(self, *parts: Tensor) -> Tensor:
+        """The input is what stands side by side in parts, each [N, B, I_k].
+
+        What is the same for all agents can be given once, [1, B, I_k]. And a part that needs no
+        gradient, as observations, costs none: it has a product of its own.
+        """
+        output = self.bias
+        for x, weight in zip(parts, self.weight.split([x.shape[-1] for x in parts], 1)):
+            if len(x) == 1:  # one product for all, and no copy of x for each
+                output = output + torch.einsum("bi,nio->nbo", x[0], weight)
+            else:
+                output = output + x @ weight
+        return output
 
 
 class StackedEye(nn.Module):
@@ -455,14 +466,15 @@ class StackedEye(nn.Module):
 class StackedNet(nn.Module):
     """A network for each of N agents, on the observations and actions of the M agents it sees.
 
-    obs [N, B, M, O], action [N, B, M, A] (an actor's has none) -> [N, B, outputs].
+    obs [N, B, M, O], action [N, B, M, A] (an actor's has none) -> [N, B, outputs]. If all see the
+    same, [1, B, M, ...] will do.
     """
 
     def __init__(
         self, env: MultiAgentEnv, seen: int, action_size: int, hidden: tuple[int, ...], outputs: int
     ) -> None:
         super().__init__()
-        n = len(env.names)
+        self.num_agents = n = len(env.names)
         self.numbers = env.obs_size - env.pixels  # what comes before the image
         self.eye = StackedEye(n, seen * 3) if env.pixels else None
         inputs = seen * (self.numbers + action_size) + (64 if self.eye else 0)
@@ -473,13 +485,13 @@ class StackedNet(nn.Module):
         self.layers = nn.Sequential(*layers, StackedLinear(n, sizes[-1], outputs))
 
     def forward(self, obs: Tensor, action: Tensor | None = None) -> Tensor:
-        numbers = obs[..., : self.numbers]
-        x = numbers if action is None else torch.cat([numbers, action], -1)
-        x = x.flatten(2)  # agent after agent, in the environment's order
+        parts = [obs[..., : self.numbers].flatten(2)]  # agent after agent, as the environment's
+        if action is not None:
+            parts.append(action.flatten(2))
         if self.eye:
             image = obs[..., self.numbers :].unflatten(-1, (3, 32, 32)).flatten(2, 3)
-            x = torch.cat([x, self.eye(image)], -1)
-        return self.layers(x)
+            parts.append(self.eye(image.expand(self.num_agents, -1, -1, -1, -1)))
+        return self.layers[1:](self.layers[0](*parts))
 
 
 class Transition(NamedTuple):
@@ -792,9 +804,7 @@ class Agent(nn.Module):
         Of a dead agent the critics see zeros: neither where it was, nor what it would have done.
         """
         obs, action = obs * live.unsqueeze(-1), action * live.unsqueeze(-1)
-        if self.joint:
-            obs, action = (x.expand(self.num_agents, *x.shape[1:]) for x in (obs, action))
-        else:
+        if not self.joint:
             obs, action = self.own(obs).unsqueeze(2), self.own(action).unsqueeze(2)
         return critic(obs, action).squeeze(2)
 

@@ -113,12 +113,12 @@ class Reference:
         for i in range(N):
             b = maddpg.Batch(*(part[i % len(part)] for part in batch))  # this agent's draw
             rows = [k for k in range(SIZE) if b.live[k, i]]  # it learns from when it lived
-            inputs, next_inputs = [], []
+            inputs = [b.obs[:, j] for j in range(N)] + [b.action[:, j] for j in range(N)]
+            next_inputs = list(inputs)
             for j in range(N):
-                inputs += [b.obs[:, j], b.action[:, j]]
                 there = (b.live[:, j] * (1 - b.terminated[:, j])).unsqueeze(1)
                 action = self.target_action(j, b.next_obs[:, j])
-                next_inputs += [b.next_obs[:, j] * there, action * there]
+                next_inputs[j], next_inputs[N + j] = b.next_obs[:, j] * there, action * there
             next_value = self.nets["target_critic"][i](torch.cat(next_inputs, 1)).squeeze(1)
             target = b.reward[:, i] + args.gamma * (1 - b.terminated[:, i]) * next_value
             value = self.nets["critic"][i](torch.cat(inputs, 1)).squeeze(1)
@@ -128,9 +128,9 @@ class Reference:
             if self.discrete:
                 soft = F.softmax((output + noise[i]) / args.gumbel_temperature, 1)
                 hard = (soft == soft.amax(1, keepdim=True)).float()
-                inputs[2 * i + 1] = (hard - soft).detach() + soft
+                inputs[N + i] = (hard - soft).detach() + soft
             else:
-                inputs[2 * i + 1] = output.tanh()
+                inputs[N + i] = output.tanh()
             value = self.nets["critic"][i](torch.cat(inputs, 1)).squeeze(1)
             penalty = args.output_penalty * (output**2).mean(1)
             actor_loss = (b.weight * (penalty - value))[rows].mean()
@@ -235,7 +235,7 @@ def test_the_joint_critic_sees_actions_in_the_order_of_the_agents() -> None:
         for j in range(3):
             for k in range(A):
                 weight = torch.zeros(3, 3 * (OBS + A), 1)
-                weight[i, j * (OBS + A) + OBS + k] = 1.0  # critic i tells dimension k of j's action
+                weight[i, 3 * OBS + j * A + k] = 1.0  # critic i tells dimension k of j's action
                 agent.critic.layers[0].weight.data = weight
                 value = agent.value(agent.critic, batch.obs, batch.action, live)
                 assert torch.equal(value[i], batch.action[0, :, j, k])
@@ -347,8 +347,9 @@ def test_only_a_terminated_agent_has_no_bootstrap_and_leaves_the_others_next_sta
         each = batch._replace(live=live, terminated=terminated)
         action = torch.stack([agent.target_actor(each.next_obs[0].transpose(0, 1).unsqueeze(2))])
         there = (1 - terminated).unsqueeze(-1)
-        joint = torch.cat([each.next_obs, action[0].tanh().transpose(0, 1)[None]], -1) * there
-        q = agent.target_critic.layers(joint.flatten(2).expand(N, -1, -1)).squeeze(2)
+        next_action = action[0].tanh().transpose(0, 1)[None]
+        joint = torch.cat([(part * there).flatten(2) for part in (each.next_obs, next_action)], -1)
+        q = agent.target_critic.layers(joint.expand(N, -1, -1)).squeeze(2)
         value = agent.value(agent.critic, each.obs, each.action, live)
         going_on = 1 - terminated[0].T
         target = each.reward[0].T + 0.5 * going_on * q
@@ -451,7 +452,7 @@ def test_a_stack_of_networks_equals_separate_ones_with_images() -> None:
     for i in range(N):
         expected = separate(agent.actor, i, obs[:, i, :OBS], image[:, i])
         torch.testing.assert_close(output[i], expected, atol=1e-5, rtol=1e-4)
-        joint = torch.cat([obs[..., :OBS], action], -1).flatten(1)
+        joint = torch.cat([obs[..., :OBS].flatten(1), action.flatten(1)], 1)
         expected = separate(agent.critic, i, joint, image.flatten(1, 2)).squeeze(1)
         torch.testing.assert_close(value[i], expected, atol=1e-5, rtol=1e-4)
     before = copy.deepcopy(agent)

@@ -11,6 +11,8 @@ Papers: Lowe et al. 2017, Multi-Agent Actor-Critic for Mixed Cooperative-Competi
 Run:    python maddpg_smarts.py
         python maddpg_smarts.py --env-id mpe2/simple_spread_v3 --update-interval 25
 Score:  simple_spread -46 after 100,000 steps, at random -79 (benchmark/studies/maddpg_spread.sh)
+        light traffic, 66% of the cars cross after 100,000 steps, one seed; of cars that only keep
+        their lane 52%
 Watch:  tensorboard --logdir runs
 """
 

@@ -433,7 +433,7 @@ class StackedLinear(nn.Module):
         What is the same for all agents can be given once, [1, B, I_k]. And a part that needs no
         gradient, as observations, costs none: it has a product of its own.
         """
-        output = self.bias
+        output: Tensor = self.bias
         for x, weight in zip(parts, self.weight.split([x.shape[-1] for x in parts], 1)):
             if len(x) == 1:  # one product for all, and no copy of x for each
                 output = output + torch.einsum("bi,nio->nbo", x[0], weight)

@@ -419,7 +419,7 @@ class Envs:
 
 # [/shared]
 class StackedLinear(nn.Module):
-    """A linear layer for each of N agents, in one product: [N, B, I] -> [N, B, O]."""
+    """A linear layer for each of N agents, side by side: [N, B, I] -> [N, B, O]."""
 
     def __init__(self, num_agents: int, fan_in: int, fan_out: int) -> None:
         super().__init__()
@@ -428,10 +428,10 @@ class StackedLinear(nn.Module):
         self.bias = nn.Parameter(torch.empty(num_agents, 1, fan_out).uniform_(-bound, bound))
 
     def forward(self, *parts: Tensor) -> Tensor:
-        """The input is what stands side by side in parts, each [N, B, I_k].
+        """The input in parts [N, B, I_k], as if they were joined: x W = x_1 W_1 + x_2 W_2 + ...
 
-        What is the same for all agents can be given once, [1, B, I_k]. And a part that needs no
-        gradient, as observations, costs none: it has a product of its own.
+        A part that is the same for all agents can be given once, [1, B, I_k]. One that needs no
+        gradient, as observations do not, then costs none.
         """
         output: Tensor = self.bias
         for x, weight in zip(parts, self.weight.split([x.shape[-1] for x in parts], 1)):
@@ -487,9 +487,9 @@ class StackedNet(nn.Module):
         self.layers = nn.Sequential(*layers, StackedLinear(n, sizes[-1], outputs))
 
     def forward(self, obs: Tensor, action: Tensor | None = None) -> Tensor:
-        parts = [obs[..., : self.numbers].flatten(2)]  # agent after agent, as the environment's
+        parts = [obs[..., : self.numbers].flatten(2)]  # agent after agent: [N, B, M * O]
         if action is not None:
-            parts.append(action.flatten(2))
+            parts.append(action.flatten(2))  # [N, B, M * A]
         if self.eye:
             image = obs[..., self.numbers :].unflatten(-1, (3, 32, 32)).flatten(2, 3)
             parts.append(self.eye(image.expand(self.num_agents, -1, -1, -1, -1)))
@@ -806,7 +806,7 @@ class Agent(nn.Module):
         Of a dead agent the critics see zeros: neither where it was, nor what it would have done.
         """
         obs, action = obs * live.unsqueeze(-1), action * live.unsqueeze(-1)
-        if not self.joint:
+        if not self.joint:  # each sees only itself; a joint critic's [C, B, N, ...] fits as it is
             obs, action = self.own(obs).unsqueeze(2), self.own(action).unsqueeze(2)
         return critic(obs, action).squeeze(2)
 

@@ -75,7 +75,7 @@ def test_two_agents_learn_to_do_what_they_see(
     args = maddpg.Args(
         **COMMON,
         env_id="colours",
-        seed=2,  # of 25 seeds, 22 learn it with a joint critic; the others mix two colours up
+        seed=2,  # with a joint critic 22 seeds of 25 learn it in so few steps
         total_timesteps=1500,
         learning_starts=300,
         update_interval=2,

@@ -1,5 +1,5 @@
 #!/usr/bin/env bash
-# TD3's quick start: PyBullet's inverted pendulum, 7 minutes a run.
+# TD3's quick start: PyBullet's inverted pendulum, 10 minutes a run.
 #
 #   benchmark/studies/td3_inverted_pendulum.sh --workers 3   any flag of run.sh; --smoke for a trial
 #   python benchmark/plot.py runs/td3_inverted_pendulum --out benchmark/results/td3_inverted_pendulum

@@ -193,10 +193,11 @@ class Actor(nn.Module):
     def forward(self, obs: Tensor) -> tuple[Tensor, Tensor, Tensor]:
         """The Gaussian's mean and deviation [B, A] before tanh, and the features φ [B, F]."""
         features = self.body(obs)
+        output = self.head(features).float()  # in bfloat16, tanh below would round to ±1 from 3 on
         if self.use_sde:
             variance = features.square() @ self.log_sigma.exp().square()
-            return self.head(features), (variance + 1e-6).sqrt(), features
-        mean, log_std = self.head(features).chunk(2, dim=1)
+            return output, (variance.float() + 1e-6).sqrt(), features
+        mean, log_std = output.chunk(2, dim=1)
         return mean, log_std.clamp(-20, 2).exp(), features
 
     def sample(self, obs: Tensor) -> tuple[Tensor, Tensor]:
@@ -238,9 +239,9 @@ class Critic(nn.Module):
     def forward(self, obs: Tensor, action: Tensor) -> Tensor:
         hidden = self.net[:-1](torch.cat([obs, action], dim=1))  # [B, H]
         last: Any = self.net[-1]
-        # One sum a row, [B]: compiled, it is faster than the layer's product [B, 1], which would
-        # broadcast to [B, B], unnoticed, in a loss against [B].
-        return hidden @ last.weight[0] + last.bias
+        # One sum a row, [B], and in float32 with --bfloat16 too. Compiled, it is faster than the
+        # layer's [B, 1], which would broadcast to [B, B], unnoticed, in a loss against [B].
+        return (hidden * last.weight[0]).sum(1) + last.bias
 
 
 # [shared: replay buffer]

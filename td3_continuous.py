@@ -178,7 +178,8 @@ class Actor(nn.Module):
         self.net = mlp([obs_dim, *args.actor_hidden_sizes, action_dim], args)
 
     def forward(self, obs: Tensor) -> Tensor:
-        return torch.tanh(self.net(obs))
+        # In bfloat16 tanh rounds to ±1 from 3 on; its gradient is 0 there, and nothing is learnt.
+        return torch.tanh(self.net(obs).float())
 
 
 class Critic(nn.Module):
@@ -191,9 +192,9 @@ class Critic(nn.Module):
     def forward(self, obs: Tensor, action: Tensor) -> Tensor:
         hidden = self.net[:-1](torch.cat([obs, action], dim=1))  # [B, H]
         last: Any = self.net[-1]
-        # One sum a row, [B]: compiled, it is faster than the layer's product [B, 1], which would
-        # broadcast to [B, B], unnoticed, in a loss against [B].
-        return hidden @ last.weight[0] + last.bias
+        # One sum a row, [B], and in float32 with --bfloat16 too. Compiled, it is faster than the
+        # layer's [B, 1], which would broadcast to [B, B], unnoticed, in a loss against [B].
+        return (hidden * last.weight[0]).sum(1) + last.bias
 
 
 # [shared: replay buffer]

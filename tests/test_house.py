@@ -199,6 +199,21 @@ def test_learning_rates_fall_linearly_to_zero(
     assert rates[-1] == 0.0
 
 
+@continuous_only
+def test_in_bfloat16_an_actor_near_its_bounds_still_learns(script: ModuleType) -> None:
+    args = make_args(script, bfloat16=True)
+    actor, obs = script.Agent(4, 2, args).actor, torch.randn(8, 4)
+    act = actor if script.__name__ != "sac_continuous" else lambda obs: actor.sample(obs)[0]
+    bias = list(actor.parameters())[-1]
+    bias.data[:2] = torch.tensor([6.0, -6.0])  # the actions' means, of which tanh is ±0.99999
+
+    def gradient(obs: torch.Tensor) -> tuple[torch.Tensor, ...]:
+        return torch.autograd.grad(act(obs).sum(), [bias])
+
+    (grad,) = script.compiled(gradient, args)(obs)
+    assert (grad[:2] > 0).all()
+
+
 # The run folder
 
 

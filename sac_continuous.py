@@ -198,7 +198,10 @@ class Actor(nn.Module):
             variance = features.square() @ self.log_sigma.exp().square()
             return output, (variance.float() + 1e-6).sqrt(), features
         mean, log_std = output.chunk(2, dim=1)
-        return mean, log_std.clamp(-20, 2).exp(), features
+        # Clamped, but with a gradient beyond the bounds too: without it, a deviation that has
+        # grown too large would stay so, and the temperature would rise for ever.
+        log_std = log_std + (log_std.clamp(-20, 2) - log_std).detach()
+        return mean, log_std.exp(), features
 
     def sample(self, obs: Tensor) -> tuple[Tensor, Tensor]:
         """Random actions [B, A], differentiable in the parameters, and their log π(a|s) [B]."""

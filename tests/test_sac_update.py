@@ -155,6 +155,22 @@ def test_alpha_stays_below_its_bound() -> None:
     assert alpha.item() == pytest.approx(1.0)
 
 
+def test_a_deviation_beyond_its_bound_shrinks_again_and_the_temperature_with_it() -> None:
+    # Nothing is ever earned, so that the actor learns to be random. At first its noise is so wide
+    # that tanh makes it -1 or 1: an entropy far below its target.
+    rates = {f"{name}_learning_rate": 1e-2 for name in ("actor", "critic", "alpha")}
+    agent, (batch,) = make_agent(gamma=0.0, init_alpha=0.1, max_alpha=1e9, **rates), batches(1)
+    batch = batch._replace(reward=torch.zeros(SIZE))
+    for p in agent.critics.parameters():
+        p.data.zero_()
+    agent.actor.head.bias.data[ACTION_DIM:] = 4.0  # of log σ, which is held to 2 at most
+    losses = [agent.update(batch) for _ in range(500)]
+    alphas = [loss["alpha"].item() for loss in losses]
+    assert losses[0]["entropy"] < -5
+    assert losses[-1]["entropy"] > -ACTION_DIM
+    assert alphas[-1] < 0.5 * max(alphas)
+
+
 def test_the_automatic_target_is_minus_one_per_action_dimension() -> None:
     assert make_agent().target_entropy == -ACTION_DIM
     assert make_agent(target_entropy=0.5).target_entropy == 0.5

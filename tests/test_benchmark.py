@@ -39,7 +39,7 @@ def load(name: str) -> ModuleType:
     return module
 
 
-plot, speed = load("plot"), load("speed")
+plot, speed, temperature = load("plot"), load("speed"), load("temperature")
 
 
 # The launcher
@@ -491,3 +491,18 @@ def test_speed_measures_the_whole_loop_of_a_script(
     assert "| DDPG | FolioRL |" in (tmp_path / "speed.md").read_text()
     # Of the peers' packages gymnasium is here, and others are not; that hides none of the rest.
     assert f"gymnasium {version('gymnasium')}" in (tmp_path / "speed.md").read_text()
+
+
+# The temperature
+
+
+def test_a_density_with_an_epsilon_lets_the_temperature_grow_without_bound() -> None:
+    exact, entropy = temperature.settle("exact", "plain", start=20.0, updates=6000)
+    assert exact < 10 and entropy > -1.5
+    inexact, entropy = temperature.settle("with 1e-6", "plain", start=20.0, updates=6000)
+    assert inexact > 1e4 and entropy < -3
+
+
+def test_a_clamp_that_passes_the_gradient_on_lets_the_temperature_come_back() -> None:
+    passing, entropy = temperature.settle("with 1e-6", "passes the gradient on", 20.0, updates=6000)
+    assert passing < 1e4 and entropy > -1

@@ -173,7 +173,7 @@ class Actor(nn.Module):
         self.net = mlp([obs_dim, *args.actor_hidden_sizes, action_dim], args)
 
     def forward(self, obs: Tensor) -> Tensor:
-        # In bfloat16 tanh rounds to ±1 from 3 on; its gradient is 0 there, and nothing is learnt.
+        # In bfloat16 tanh is ±1 from 3.5 on; its gradient is 0 there, and nothing is learnt.
         return torch.tanh(self.net(obs).float())
 
 

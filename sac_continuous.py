@@ -193,7 +193,7 @@ class Actor(nn.Module):
     def forward(self, obs: Tensor) -> tuple[Tensor, Tensor, Tensor]:
         """The Gaussian's mean and deviation [B, A] before tanh, and the features φ [B, F]."""
         features = self.body(obs)
-        output = self.head(features).float()  # in bfloat16, tanh below would round to ±1 from 3 on
+        output = self.head(features).float()  # in bfloat16, tanh below would be ±1 from 3.5 on
         if self.use_sde:
             variance = features.square() @ self.log_sigma.exp().square()
             return output, (variance.float() + 1e-6).sqrt(), features

@@ -504,6 +504,11 @@ class Ranks:
             dist.all_gather_object(values, value)
         return values
 
+    def close(self) -> None:
+        """End the group's threads: one that outlives Python's interpreter may abort the process."""
+        if self.size > 1:
+            dist.destroy_process_group()
+
 
 def normalised(advantage: Tensor, ranks: Ranks) -> Tensor:
     """Mean 0 and deviation 1 over the minibatch, the parts of all ranks together."""
@@ -601,6 +606,7 @@ def train(args: Args, checkpoint: dict[str, Any] | None = None) -> Path:
             if interrupt.number:
                 break
 
+    ranks.close()
     if ranks.rank == 0:
         logger.close()
         interrupt.end(run, run_dir, finished)

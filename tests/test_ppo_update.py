@@ -321,6 +321,7 @@ for whole in data:
     agent.step(ranks.mean(agent.gradients(share)[0]))
 agent.net.standardise.update(share.obs[..., -1], ranks.mean)
 torch.save(agent.net.state_dict(), f"{sys.argv[3]}/{ranks.size}-{ranks.rank}.pt")
+ranks.close()
 """
 
 

@@ -8,8 +8,8 @@ peak in the critic is not worth climbing.
 Paper: Fujimoto et al. 2018, Addressing function approximation error in actor-critic methods,
        arXiv:1802.09477
 Run:   python td3_continuous.py --env-id HopperBulletEnv-v0
-Score: HalfCheetahBulletEnv-v0 2750 and 3750 after 1M steps, two seeds; HopperBulletEnv-v0 2413
-       after 500,000, three seeds (benchmark/results; benchmark/studies/td3_anneal.sh)
+Score: HalfCheetahBulletEnv-v0 3022 after 1M steps, HopperBulletEnv-v0 2413 after 500,000, means of
+       three seeds each (benchmark/results; benchmark/studies/td3_anneal.sh)
 Watch: tensorboard --logdir runs
 """
 

@@ -12,12 +12,14 @@ import signal
 import subprocess
 import sys
 import time
+from functools import partial
 from importlib.metadata import version
 from pathlib import Path
 from types import ModuleType
 
 import numpy as np
 import pytest
+import torch
 import tyro
 
 ROOT = Path(__file__).parent.parent
@@ -39,7 +41,9 @@ def load(name: str) -> ModuleType:
     return module
 
 
+sys.path.insert(0, str(BENCHMARK))  # one imports others
 plot, speed, temperature = load("plot"), load("speed"), load("temperature")
+runaway = load("runaway")
 
 
 # The launcher
@@ -506,3 +510,36 @@ def test_a_density_with_an_epsilon_lets_the_temperature_grow_without_bound() -> 
 def test_a_clamp_that_passes_the_gradient_on_lets_the_temperature_come_back() -> None:
     passing, entropy = temperature.settle("with 1e-6", "passes the gradient on", 20.0, updates=6000)
     assert passing < 1e4 and entropy > -1
+
+
+def test_the_runaways_actor_is_the_scripts_but_for_the_clamps_gradient_and_the_density() -> None:
+    actor = runaway.sac.Actor(3, 1, runaway.sac.Args(actor_hidden_sizes=(8,)))
+    obs, bias = torch.randn(64, 3), actor.head.bias
+    for forward, beyond in (actor, True), (partial(runaway.plain_forward, actor), False):
+        for log_std, passes in (0.0, True), (5.0, beyond):  # 2 is the bound
+            bias.data[1], bias.grad = log_std, None
+            mean, std, features = forward(obs)
+            torch.testing.assert_close((mean, std, features), actor(obs))
+            std.sum().backward()
+            assert (bias.grad[1] != 0) == passes
+    for mean, equal in (0.0, True), (20.0, False):
+        bias.data[:] = torch.tensor([mean, -1.0])
+        torch.manual_seed(1)
+        action, log_prob = actor.sample(obs)
+        torch.manual_seed(1)
+        other, inexact = runaway.inexact_sample(actor, obs)
+        assert torch.equal(action, other)
+        assert torch.allclose(log_prob, inexact, atol=1e-2) == equal
+
+
+def test_the_runaway_writes_what_its_runs_logged(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    words = ["--out", str(tmp_path), "--steps", "120", "--env-id=Pendulum-v1", *TINY]
+    monkeypatch.setattr(runaway, "VARIANTS", runaway.VARIANTS[:1])
+    monkeypatch.setattr(sys, "argv", ["runaway.py", *words, "--learning-starts=100"])
+    runaway.main()
+    (row,) = csv.DictReader((tmp_path / "losses.csv").open())
+    assert (row["density"], row["clamp"], row["env_step"]) == ("exact", "plain", "101")
+    assert float(row["alpha"]) == pytest.approx(0.1)
+    assert (tmp_path / "runaway.svg").exists()

@@ -481,6 +481,8 @@ def on_files(files: Files, config: MkDocsConfig) -> Files:
             files.append(File.generated(config, f"{name}.md", content=page))
     for folder in result_folders():
         files.append(File.generated(config, f"figures/{folder}.svg", content=draw(folder)))
+    for path in RESULTS.glob("*/runaway.svg"):
+        files.append(File.generated(config, f"figures/{path.name}", content=path.read_bytes()))
     contributing = (ROOT / "CONTRIBUTING.md").read_text()
     files.append(File.generated(config, "contributing.md", content=contributing))
     return files

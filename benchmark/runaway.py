@@ -108,7 +108,9 @@ def main() -> None:
             command += ["--seed", str(args.seed), "--run-dir", str(run_dir)]
             command += ["--total-timesteps", str(args.steps), "--eval-interval", str(args.steps)]
             print(" ".join(map(str, command[1:])), flush=True)
-            subprocess.run(command)
+            code = subprocess.run(command).returncode
+            if code not in (0, 1):  # 1: a loss that is not finite, and the log shows how it came
+                raise SystemExit(code)
             rows += [[*variant, *row] for row in read_losses(run_dir)]
     with (args.out / "losses.csv").open("w", newline="") as file:
         writer = csv.writer(file, lineterminator="\n")

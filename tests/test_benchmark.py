@@ -543,3 +543,6 @@ def test_the_runaway_writes_what_its_runs_logged(
     assert (row["density"], row["clamp"], row["env_step"]) == ("exact", "plain", "101")
     assert float(row["alpha"]) == pytest.approx(0.1)
     assert (tmp_path / "runaway.svg").exists()
+    sys.argv.append("--tau=2")
+    with pytest.raises(SystemExit, match="2"):
+        runaway.main()

@@ -115,18 +115,19 @@ def test_a_killed_collector_is_replaced_and_the_run_goes_on(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]
 ) -> None:
     play, pids = maddpg.Cluster.play, set[int]()
-    calls, owed = [], []
+    calls, owed, killed = [], [], []
 
     def killing(cluster: Any, noise: float, at_random: bool) -> Any:
         calls.append(noise)
-        for worker in cluster.idle[maddpg.Collector]:
-            pid = ray.get(worker.__ray_call__.remote(lambda self: os.getpid()))
-            pids.add(pid)
+        idle = [  # the processes that play() is about to send off
+            ray.get(worker.__ray_call__.remote(lambda self: os.getpid()))
+            for worker in cluster.idle[maddpg.Collector]
+        ]
+        pids.update(idle)
         steps = play(cluster, noise, at_random)
-        if len(calls) == 3:
-            busy = {worker for kind, worker, _ in cluster.working.values()}
-            assert busy
-            os.kill(pid, signal.SIGKILL)
+        if idle and len(calls) >= 3 and not killed:
+            killed.append(idle[-1])
+            os.kill(idle[-1], signal.SIGKILL)
         return steps
 
     learn = maddpg.Cluster.learn

@@ -115,7 +115,8 @@ def test_a_killed_collector_is_replaced_and_the_run_goes_on(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]
 ) -> None:
     play, pids = maddpg.Cluster.play, set[int]()
-    calls, owed, killed = [], [], []
+    calls: list[float] = []
+    owed, killed = [], list[int]()
 
     def killing(cluster: Any, noise: float, at_random: bool) -> Any:
         calls.append(noise)

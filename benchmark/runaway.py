@@ -6,8 +6,8 @@ Four short runs, one after the other: two densities and two clamps of log σ, as
 of which one pair is sac_continuous.py's own. In all of them --tau is 0.995 in place of 0.005, as
 one sets it who counts the share of the target that stays: the targets then follow the critics at
 once, the critics err, and the actor's mean runs far out within the first thousand updates.
-Writes losses.csv (by step), runaway.svg and runaway.png. Flags of its own aside, it takes those of
-sac_continuous.py.
+Writes losses.csv (by step), runaway.svg and runaway.png. Further flags go to sac_continuous.py,
+but for the length and the folder of a run, which are this program's.
 """
 
 from __future__ import annotations
@@ -73,7 +73,8 @@ def read_losses(run_dir: Path) -> list[list[float]]:
     return [[row[0].step, *(float(f"{event.value:.6g}") for event in row)] for row in zip(*columns)]
 
 
-def draw(rows: list[list[Any]], out: Path, target_entropy: float) -> None:
+def draw(rows: list[list[Any]], out: Path) -> None:
+    """The temperature and the entropy by steps, a line for each variant: runaway.svg and .png."""
     figure, axes = start_figure(columns=2, rows=1)
     for column, (ax, name) in enumerate(zip(axes, ("temperature α", "entropy, nats")), start=3):
         for density, clamp in VARIANTS:
@@ -85,7 +86,7 @@ def draw(rows: list[list[Any]], out: Path, target_entropy: float) -> None:
         tidy(ax)
     axes[0].set_yscale("log")
     axes[0].legend(frameon=False, fontsize=8)
-    axes[1].axhline(target_entropy, color="0.4", linewidth=1, linestyle="--")
+    axes[1].axhline(-6, color="0.4", linewidth=1, linestyle="--")  # walker-walk's target
     save(figure, out, "runaway")
 
 
@@ -99,6 +100,9 @@ def main() -> None:
     if args.one:
         density, clamp = args.one
         return train(density, clamp, flags)
+    for flag in flags:
+        if flag.startswith(("--total-timesteps", "--run-dir")):
+            parser.error(f"{flag} is this program's own: it takes --steps and --out")
     args.out.mkdir(parents=True, exist_ok=True)
     rows: list[list[Any]] = []
     for variant in VARIANTS:  # each in a process of its own, as a run may end for its losses
@@ -115,7 +119,7 @@ def main() -> None:
     with (args.out / "losses.csv").open("w", newline="") as file:
         writer = csv.writer(file, lineterminator="\n")
         writer.writerows([["density", "clamp", "env_step", *LOSSES], *rows])
-    draw(rows, args.out, target_entropy=-6)
+    draw(rows, args.out)
 
 
 if __name__ == "__main__":

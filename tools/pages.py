@@ -481,7 +481,7 @@ def on_files(files: Files, config: MkDocsConfig) -> Files:
             files.append(File.generated(config, f"{name}.md", content=page))
     for folder in result_folders():
         files.append(File.generated(config, f"figures/{folder}.svg", content=draw(folder)))
-    for path in RESULTS.glob("*/runaway.svg"):
+    for path in RESULTS.glob("*/runaway.svg"):  # drawn from losses, and no learning curve
         files.append(File.generated(config, f"figures/{path.name}", content=path.read_bytes()))
     contributing = (ROOT / "CONTRIBUTING.md").read_text()
     files.append(File.generated(config, "contributing.md", content=contributing))

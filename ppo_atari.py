@@ -505,7 +505,7 @@ class Ranks:
         return values
 
     def close(self) -> None:
-        """End the group's threads: one that outlives Python's interpreter may abort the process."""
+        """End the process group: its threads abort the process if they outlive the interpreter."""
         if self.size > 1:
             dist.destroy_process_group()
 

@@ -14,7 +14,7 @@ import gymnasium as gym
 import numpy as np
 import pytest
 import torch
-from conftest import ROOT, make_args
+from conftest import make_args
 from torch import Tensor
 
 import ppo_atari as ppo
@@ -352,8 +352,11 @@ def test_two_ranks_with_half_a_minibatch_each_learn_what_one_learns(tmp_path: Pa
 def test_two_ranks_write_one_run_with_the_games_of_both(tmp_path: Path) -> None:
     from conftest import flags, rows
 
+    script = tmp_path / "script.py"  # a group left open may abort the process at its end
+    lines = ["import ppo_atari, torch.distributed as dist", "ppo_atari.main()"]
+    script.write_text("\n".join([*lines, "assert not dist.is_initialized()"]))
     words = flags(ppo, num_envs=4, num_steps=64, run_dir=tmp_path / "run")
-    torchrun(2, ROOT / "ppo_atari.py", *words)
+    torchrun(2, script, *words)
     episodes = rows(tmp_path / "run" / "episodes.csv")
     assert [row["env_step"] for row in episodes] == ["400"] * 4
     checkpoint = ppo.load_checkpoint(tmp_path / "run" / "checkpoint.pt")

@@ -819,8 +819,10 @@ def restore(
     checkpoint: dict[str, Any], agent: nn.Module, games: AtariGames, ranks: Ranks
 ) -> Progress:
     """Put back what whole_state took, and return the run's counters."""
-    if len(checkpoint["ranks"]) != ranks.size:
-        fail(f"this run has {len(checkpoint['ranks'])} ranks, which cannot be changed")
+    size = len(checkpoint["ranks"])
+    if size != ranks.size:
+        start = "python" if size == 1 else f"torchrun --nproc-per-node {size}"
+        fail(f"this run has {size} ranks, which cannot be changed; resume it with {start}")
     mine = checkpoint["ranks"][ranks.rank]
     agent.load_state_dict(checkpoint["agent"])
     games.restore(mine["games"])

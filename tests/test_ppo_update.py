@@ -14,7 +14,7 @@ import gymnasium as gym
 import numpy as np
 import pytest
 import torch
-from conftest import make_args
+from conftest import ROOT, make_args
 from torch import Tensor
 
 import ppo_atari as ppo
@@ -363,6 +363,9 @@ def test_two_ranks_write_one_run_with_the_games_of_both(tmp_path: Path) -> None:
     assert checkpoint["run"]["env_step"] == 512 and len(checkpoint["ranks"]) == 2
     seeds = [seed for rank in checkpoint["ranks"] for seed in rank["games"]["seeds"]]
     assert len(set(seeds)) == 4
+    command = [sys.executable, str(ROOT / "ppo_atari.py"), "--total-timesteps=9999", "--resume"]
+    alone = subprocess.run([*command, str(tmp_path / "run")], capture_output=True, text=True)
+    assert alone.returncode == 2 and "torchrun --nproc-per-node 2" in alone.stderr, alone.stderr
 
 
 # The games

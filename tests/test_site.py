@@ -241,14 +241,37 @@ def test_scores_on_the_site_are_the_last_evaluations_of_the_runs(pages: dict[str
         with path.open() as file:
             groups.setdefault((env, name), []).append(list(csv.DictReader(file)))
     assert len(groups) >= 10
-    table = [[cell.strip() for cell in row] for row in pages["index.html"].cells]
+    cells = [row for name in SCRIPTS for row in pages[f"{name}.html"].cells]
+    table = [[cell.strip() for cell in row] for row in cells]
     for (_, name), runs in groups.items():
         end = min(int(run[-1]["env_step"]) for run in runs)
         last = [float(r["mean_return"]) for run in runs for r in run if int(r["env_step"]) == end]
         mean, seeds = statistics.fmean(last), str(len(runs))
-        shown = [r for r in table if len(r) == 6 and r[1].endswith(f", {name}") and r[3] == seeds]
+        shown = [r for r in table if len(r) == 6 and r[1] == name and r[3] == seeds]
         values = [float(row[5].split(" ")[0]) for row in shown]
         assert any(abs(value - mean) <= 0.0501 for value in values), (name, mean, values)
+
+
+def test_a_headline_has_the_most_seeds_then_steps_then_return(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    import pages as site  # reads benchmark/plot.py, and with it matplotlib
+
+    def score(what: str, env_id: str, steps: str, seeds: int, mean: str) -> Any:
+        return site.Score(
+            env_id, what, "td3_continuous", steps, str(seeds), "", mean, "", "", "folder"
+        )
+
+    all_of_them = [
+        score("best", "Hopper", "1,000", 1, "3000.0"),
+        score("short", "Hopper", "500", 3, "2900.0 ± 9.0"),
+        score("worse", "Hopper", "1,000", 3, "-20.0 ± 1.0"),
+        score("it", "Hopper", "1,000", 3, "-3.0 ± 1.0"),
+        score("as good", "Hopper", "1,000", 3, "-3.0 ± 2.0"),
+        score("other", "Ant", "10", 1, "5.0"),
+    ]
+    monkeypatch.setattr(site, "scores", lambda: all_of_them)
+    assert [found.what for found in site.headlines()] == ["other", "it"]
 
 
 def test_a_note_needs_exactly_one_line() -> None:

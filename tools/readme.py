@@ -36,15 +36,15 @@ def scripts() -> str:
 
 
 def scores() -> str:
-    """All that was measured, beside what others published."""
+    """The headline of every script in every environment, beside what others published."""
     rows = []
-    for score in pages.scores():
+    for score in pages.headlines():
         peers = [p for p in pages.nearest(pages.published(), [score]) if p.script == score.script]
         others = "; ".join(f"{peer.mean} ({peer.what})" for peer in peers)
-        name = f"`{score.what}`"
+        name = f"{score.script.split('_')[0].upper()}, `{score.what}`"
         value = score.middle if score.seeds != "1" else score.mean
         rows.append([score.env_id, name, score.steps, score.seeds, value, others])
-    head = ["task", "runs", "steps", "seeds", "final return", "published"]
+    head = ["task", "algorithm, setting", "steps", "seeds", "final return", "published"]
     return markdown(head, rows)
 
 

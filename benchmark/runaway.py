@@ -4,8 +4,8 @@
 
 Four short runs, one after the other: two densities and two clamps of log σ, as in temperature.py,
 of which one pair is sac_continuous.py's own. In all of them --tau is 0.995 in place of 0.005, as
-one sets it who counts the share of the target that stays: the targets then follow the critics at
-once, the critics err, and the actor's mean runs far out within the first thousand updates.
+someone sets it who takes it for the share of the target that stays: the targets then follow the
+critics at once, the critics err, and the actor's mean runs far out within a thousand updates.
 Writes losses.csv (by step), runaway.svg and runaway.png. Further flags go to sac_continuous.py,
 but for the length and the folder of a run, which are this program's.
 """

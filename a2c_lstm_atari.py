@@ -593,7 +593,7 @@ def evaluate(
 
 
 # [/shared]
-# From here on housekeeping: the log, checkpoints, flags. Nothing below is particular to A2C.
+# From here on housekeeping: the log, checkpoints, flags. The algorithm ends here.
 
 
 # [shared: logger]
@@ -832,6 +832,8 @@ AT_LEAST_0 = """seed learning_rate weight_decay entropy_coef value_coef max_grad
 FROM_0_TO_1 = "gamma gae_lambda sticky_actions"
 FIXED = """env_id seed num_envs model batch_norm norm_obs sticky_actions full_action_space
     max_episode_frames"""
+UNSEEN = "seed sticky_actions"  # of these, what an evaluation may change all the same
+FLOORS = "untrained", "random"  # policies that need no checkpoint
 
 
 # [shared: bad input]
@@ -844,7 +846,7 @@ def fail(message: str, code: int = 2) -> NoReturn:
 def check_args(args: Args) -> None:
     """Fail if a flag is out of its range."""
     ranges = (AT_LEAST_1, 1, math.inf), (AT_LEAST_0, 0, math.inf), (FROM_0_TO_1, 0, 1)
-    for names, low, high in ranges:
+    for names, low, high in (*ranges, ("seed", 0, 2**31 - 1)):
         for name in names.split():
             for value in np.atleast_1d(getattr(args, name)).tolist():
                 if not low <= value <= high:
@@ -892,9 +894,11 @@ def play(args: Args, checkpoint: dict[str, Any] | None, path: Path | None) -> No
 def main() -> None:
     """Read the flags; beside --resume and --evaluate, those not given are the run's own."""
     args, checkpoint, path = tyro.cli(Args), None, None
+    if args.resume and (args.run_dir or args.evaluate):
+        fail("--resume goes on in the run's own folder, and takes no --run-dir and no --evaluate")
     if args.resume:
         path = args.resume / "checkpoint.pt"
-    elif args.evaluate not in (None, "untrained", "random"):
+    elif args.evaluate not in (None, *FLOORS):
         path = Path(str(args.evaluate))
         path = path if path.suffix == ".pt" else path / "best.pt"
     if path:
@@ -903,8 +907,12 @@ def main() -> None:
             saved = Args(**checkpoint["args"])
         except TypeError as error:
             fail(f"{path} was written by a version with other flags: {error}")
+        if saved.device == "cuda" and not torch.cuda.is_available():
+            saved.device = "auto"  # it comes from a machine with a GPU, and here there is none
         args = tyro.cli(Args, default=saved)
         for name in FIXED.split():
+            if args.evaluate and name in UNSEEN.split():
+                continue
             if getattr(args, name) != getattr(saved, name):
                 fail(f"{path} has {name} {getattr(saved, name)}, which cannot be changed")
         if args.resume and checkpoint["run"]["env_step"] >= args.total_timesteps:

@@ -1,16 +1,18 @@
 """Multi-Agent Deep Deterministic Policy Gradient (MADDPG): several agents learn side by side.
 
 To each agent the others are a part of the world, and a part that changes as they learn. So while
-learning, each agent's critic sees what all of them see and do, and to it the world stands still.
-An actor needs its own observation only, so that afterwards each agent plays by itself. What
-surprised an agent can be learnt from more often than the rest (--prioritized-replay), and the
-work can be spread over processes and machines (--num-collectors, --num-learners).
+learning, each agent's critic sees what all of them see and do: what a step leads to then stays the
+same, however the others change. An actor needs its own observation only, so that afterwards each
+agent plays by itself. Steps that surprised an agent can be drawn more often than the rest
+(--prioritized-replay), and the work can be spread over processes and machines (--num-collectors,
+--num-learners).
 
 Papers: Lowe et al. 2017, Multi-Agent Actor-Critic for Mixed Cooperative-Competitive Environments,
         arXiv:1706.02275; Schaul et al. 2016, Prioritized Experience Replay, arXiv:1511.05952
 Run:    python maddpg_smarts.py
         python maddpg_smarts.py --env-id mpe2/simple_spread_v3 --update-interval 25
-Score:  simple_spread -46 after 100,000 steps, at random -79 (benchmark/studies/maddpg_spread.sh)
+Score:  simple_spread -46 after 100,000 steps with the flags of benchmark/studies/maddpg_spread.sh,
+        at random -79
         light traffic, 66% of the cars cross after 100,000 steps, one seed; of cars that only keep
         their lane 52%
 Watch:  tensorboard --logdir runs
@@ -96,7 +98,7 @@ class Args:
     prioritized_replay: bool = False  # draw more often what the critic got wrong
     per_variant: Literal["proportional", "rank"] = "proportional"  # to the error, or 1 / its rank
     per_alpha: float = 0.6  # 0: all transitions alike; 1: in proportion to the priorities
-    per_beta_start: float = 0.4  # 1: the bias that this brings is made good for in full ...
+    per_beta_start: float = 0.4  # 1: the bias that this brings is corrected in full ...
     per_beta_end: float = 1.0  # ... as it is at the end of the run
 
     # Exploration: Gaussian noise on continuous actions, Gumbel noise on the logits of discrete ones
@@ -225,7 +227,7 @@ class MultiAgentEnv:
                 flat: Any = gym.spaces.flatten(self.env.observation_space(name), obs[name])
                 last_obs[i, : len(flat)] = flat
                 task_over = terminated.get(name, False)
-                # Where a task ends at its time limit, it has ended: nothing more can be earned.
+                # Told both, the task has ended: nothing more can be earned.
                 parts[:, i] = reward[name], task_over, truncated.get(name, False) and not task_over
         rewards, over, cut_off = parts[0], parts[1] > 0, parts[2] > 0
         live = self.live & ~over & ~cut_off
@@ -247,7 +249,7 @@ METRICS = "completion_rate", "collision_rate", "off_road_rate", "seconds_to_cros
 
 
 def episode_seed(*numbers: int) -> int:
-    """A seed of 32 bits that other numbers would not have given."""
+    """A seed of 32 bits; other numbers give another one, but for rare chance."""
     return int(np.random.SeedSequence(numbers).generate_state(1)[0])
 
 
@@ -307,8 +309,8 @@ class Apart(MultiAgentEnv):
 
 def serve(pipe: Connection, args: Args, film: bool) -> None:
     """Run an environment for another process: answer what it asks, until it hangs up."""
-    # Ctrl-C is sent to a whole process group, of which SUMO would die; and a run that is told to
-    # end must first finish what it is at, and save.
+    # Ctrl-C goes to the whole process group and would kill SUMO; but a run that is told to end must
+    # first finish its step, and save.
     os.setsid()
     signal.signal(signal.SIGTERM, signal.SIG_IGN)
     try:
@@ -320,7 +322,7 @@ def serve(pipe: Connection, args: Args, film: bool) -> None:
                 method, *arguments = pipe.recv()
                 pipe.send(getattr(env, method)(*arguments))
         env.close()
-    except RuntimeError as error:
+    except (RuntimeError, OSError) as error:
         fail(f"{args.env_id}: {error}", code=1)
 
 
@@ -514,8 +516,8 @@ class Batch(NamedTuple):
     obs: Tensor  # [C, B, N, O]
     action: Tensor  # [C, B, N, A]
     reward: Tensor  # [C, B, N]
-    terminated: Tensor  # [C, B, N], 0 or 1, as is
-    live: Tensor  # [C, B, N]
+    terminated: Tensor  # [C, B, N], 0 or 1
+    live: Tensor  # [C, B, N], 0 or 1
     next_obs: Tensor  # [C, B, N, O]
     weight: Tensor  # [C, B], importance weights; 1 without priorities
 
@@ -753,6 +755,8 @@ class Agent(nn.Module):
         self.num_agents, self.num_actions = len(env.names), env.action_size
         self.discrete, self.joint = env.discrete, args.critic == "joint"
         self.gamma, self.tau, self.max_grad_norm = args.gamma, args.tau, args.max_grad_norm
+        if args.gumbel_temperature == 0:
+            fail("--gumbel-temperature is 0, and must be above it")
         self.temperature, self.output_penalty = args.gumbel_temperature, args.output_penalty
         seen = self.num_agents if self.joint else 1
         self.actor = StackedNet(env, 1, 0, args.actor_hidden_sizes, env.action_size)
@@ -963,7 +967,8 @@ class Cluster:
     """Collectors and learners, as Ray actors on this machine or on the cluster at RAY_ADDRESS.
 
     None waits for another: a collector plays with actors that are an episode old, and gradients
-    are applied as they come, though the networks may have moved on since their learner began. One
+    are applied as they come, though the networks may have moved on since their learner began. Where
+    learners are slower than collectors, fewer updates are made than --update-interval asks for. One
     that dies is replaced.
     """
 
@@ -986,7 +991,8 @@ class Cluster:
             ray.init(address=address, **quiet)
         else:  # with more processes than processors they take turns
             ray.init("local", num_cpus=sum(count.values()), include_dashboard=False, **quiet)
-        self.started, self.deaths = env_step, 0  # a resumed run's collectors get other seeds
+        self.started = env_step  # a resumed run's collectors get other seeds
+        self.deaths = dict.fromkeys(count, 0)  # one after the other
         self.idle = {kind: [self.start(kind) for _ in range(n)] for kind, n in count.items()}
         self.working: dict[Any, tuple] = {}  # what Ray promised: kind, worker, places of the batch
         self.gradients: list[tuple] = []  # have arrived and are not applied yet
@@ -1008,16 +1014,16 @@ class Cluster:
             kind, worker, index = self.working.pop(promise)
             try:
                 result = self.ray.get(promise)
-                self.deaths = 0
+                self.deaths[kind] = 0
                 if kind is Collector:
                     steps += result
                 else:
                     self.gradients.append((index, result))
             except self.ray.exceptions.RayError as error:
-                self.deaths += 1
+                self.deaths[kind] += 1
                 reason = str(error).strip().split("\n")[-1]
-                if self.deaths > 5:
-                    fail(f"six in a row died, the last a {kind.__name__}: {reason}", code=1)
+                if self.deaths[kind] > 5:
+                    fail(f"a {kind.__name__} died, the sixth in a row: {reason}", code=1)
                 print(
                     f"{SCRIPT}: a {kind.__name__} died and is replaced ({reason})", file=sys.stderr
                 )
@@ -1031,7 +1037,7 @@ class Cluster:
         done = len(self.gradients)
         for index, (critic_grads, actor_grads, td_error, log) in self.gradients:
             self.agent.step(critic_grads, actor_grads)
-            losses = log
+            losses = log | {"updates_owed": torch.tensor(updates - done)}
             if self.buffer.priorities:
                 self.buffer.priorities.refresh(index, td_error)
         self.gradients = []
@@ -1177,7 +1183,7 @@ def summary(result: dict[str, Any]) -> str:
 
 
 # [/shared]
-# From here on housekeeping: the log, checkpoints, flags. Nothing below is particular to MADDPG.
+# From here on housekeeping: the log, checkpoints, flags. The algorithm ends here.
 
 
 # [shared: logger]
@@ -1429,6 +1435,7 @@ AT_LEAST_0 = """seed actor_learning_rate critic_learning_rate learning_starts no
 FROM_0_TO_1 = "gamma tau per_beta_start per_beta_end"
 FIXED = """env_id seed num_envs action_type traffic turn image horizon actor_hidden_sizes
     critic_hidden_sizes critic buffer_size prioritized_replay per_variant per_alpha"""
+UNSEEN = "seed traffic turn horizon"  # of these, what an evaluation may change all the same
 FLOORS = "untrained", "random", "keep-lane"  # policies that need no checkpoint
 
 
@@ -1442,7 +1449,7 @@ def fail(message: str, code: int = 2) -> NoReturn:
 def check_args(args: Args) -> None:
     """Fail if a flag is out of its range."""
     ranges = (AT_LEAST_1, 1, math.inf), (AT_LEAST_0, 0, math.inf), (FROM_0_TO_1, 0, 1)
-    for names, low, high in ranges:
+    for names, low, high in (*ranges, ("seed", 0, 2**31 - 1)):
         for name in names.split():
             for value in np.atleast_1d(getattr(args, name)).tolist():
                 if not low <= value <= high:
@@ -1483,10 +1490,7 @@ def play(args: Args, checkpoint: dict[str, Any] | None, path: Path | None) -> No
     print(summary(result))
 
 
-# [shared: agents main]
-WORLD = "traffic", "turn", "horizon"  # what a policy may be evaluated on that has not seen it
-
-
+# [shared: agents floor]
 def floor(name: str, env: MultiAgentEnv) -> Callable[[Tensor], Tensor]:
     """The policy that acts at random, or the one that only ever keeps its lane."""
     size = (len(env.names), env.action_size)
@@ -1499,9 +1503,13 @@ def floor(name: str, env: MultiAgentEnv) -> Callable[[Tensor], Tensor]:
     return lambda obs: 2 * torch.rand(size) - 1
 
 
+# [/shared]
+# [shared: main]
 def main() -> None:
     """Read the flags; beside --resume and --evaluate, those not given are the run's own."""
     args, checkpoint, path = tyro.cli(Args), None, None
+    if args.resume and (args.run_dir or args.evaluate):
+        fail("--resume goes on in the run's own folder, and takes no --run-dir and no --evaluate")
     if args.resume:
         path = args.resume / "checkpoint.pt"
     elif args.evaluate not in (None, *FLOORS):
@@ -1513,9 +1521,11 @@ def main() -> None:
             saved = Args(**checkpoint["args"])
         except TypeError as error:
             fail(f"{path} was written by a version with other flags: {error}")
+        if saved.device == "cuda" and not torch.cuda.is_available():
+            saved.device = "auto"  # it comes from a machine with a GPU, and here there is none
         args = tyro.cli(Args, default=saved)
         for name in FIXED.split():
-            if args.evaluate and name in WORLD:
+            if args.evaluate and name in UNSEEN.split():
                 continue
             if getattr(args, name) != getattr(saved, name):
                 fail(f"{path} has {name} {getattr(saved, name)}, which cannot be changed")

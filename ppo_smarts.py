@@ -74,13 +74,13 @@ class Args:
 
     # Learning
     num_steps: int = 1024  # steps of every environment between two learning phases
-    num_minibatches: int = 8  # parts that these steps are learnt from in
+    num_minibatches: int = 8  # parts into which these steps are split for learning
     update_epochs: int = 10  # passes over these steps
     learning_rate: float = 3e-4  # Adam's step size
     anneal_lr: bool = True  # let it fall to 0 over the run, linearly
     gamma: float = 0.99  # discount per step
     gae_lambda: float = 0.95  # 0: advantages from one step, biased; 1: from all, noisy
-    reward_scale: float = 0.1  # what rewards are multiplied with for learning
+    reward_scale: float = 0.1  # rewards are multiplied by this for learning
     clip_coef: float = 0.2  # how far from 1 a probability ratio may be pushed
     clip_value_loss: bool = False  # clip the value's change likewise, as OpenAI's code does
     norm_advantage: bool = True  # advantages of a minibatch with mean 0 and deviation 1
@@ -92,7 +92,7 @@ class Args:
     # Evaluation, in an environment of its own. The return of an episode is the agents' sum.
     eval_interval: int = 25_000  # steps from one evaluation to the next
     eval_episodes: int = 10  # episodes in an evaluation
-    greedy_eval: bool = True  # play the likeliest action instead of drawing one
+    greedy_eval: bool = True  # the likeliest action, not a drawn one; a car may then wait for ever
     stop_at_return: float | None = None  # stop once the last 3 evaluations are all at least this
     capture_video: bool = False  # film the first episode of every evaluation
     evaluate: str | None = None  # play: a run folder, a .pt file, untrained, random or keep-lane
@@ -207,7 +207,7 @@ class MultiAgentEnv:
                 flat: Any = gym.spaces.flatten(self.env.observation_space(name), obs[name])
                 last_obs[i, : len(flat)] = flat
                 task_over = terminated.get(name, False)
-                # Where a task ends at its time limit, it has ended: nothing more can be earned.
+                # Told both, the task has ended: nothing more can be earned.
                 parts[:, i] = reward[name], task_over, truncated.get(name, False) and not task_over
         rewards, over, cut_off = parts[0], parts[1] > 0, parts[2] > 0
         live = self.live & ~over & ~cut_off
@@ -229,7 +229,7 @@ METRICS = "completion_rate", "collision_rate", "off_road_rate", "seconds_to_cros
 
 
 def episode_seed(*numbers: int) -> int:
-    """A seed of 32 bits that other numbers would not have given."""
+    """A seed of 32 bits; other numbers give another one, but for rare chance."""
     return int(np.random.SeedSequence(numbers).generate_state(1)[0])
 
 
@@ -289,8 +289,8 @@ class Apart(MultiAgentEnv):
 
 def serve(pipe: Connection, args: Args, film: bool) -> None:
     """Run an environment for another process: answer what it asks, until it hangs up."""
-    # Ctrl-C is sent to a whole process group, of which SUMO would die; and a run that is told to
-    # end must first finish what it is at, and save.
+    # Ctrl-C goes to the whole process group and would kill SUMO; but a run that is told to end must
+    # first finish its step, and save.
     os.setsid()
     signal.signal(signal.SIGTERM, signal.SIG_IGN)
     try:
@@ -302,7 +302,7 @@ def serve(pipe: Connection, args: Args, film: bool) -> None:
                 method, *arguments = pipe.recv()
                 pipe.send(getattr(env, method)(*arguments))
         env.close()
-    except RuntimeError as error:
+    except (RuntimeError, OSError) as error:
         fail(f"{args.env_id}: {error}", code=1)
 
 
@@ -834,7 +834,7 @@ def summary(result: dict[str, Any]) -> str:
 
 
 # [/shared]
-# From here on housekeeping: the log, checkpoints, flags. Nothing below is particular to PPO.
+# From here on housekeeping: the log, checkpoints, flags. The algorithm ends here.
 
 
 # [shared: logger]
@@ -1076,6 +1076,7 @@ AT_LEAST_1 = """total_timesteps num_envs num_steps num_minibatches update_epochs
 AT_LEAST_0 = """seed learning_rate reward_scale clip_coef entropy_coef value_coef max_grad_norm"""
 FROM_0_TO_1 = "gamma gae_lambda"
 FIXED = """env_id seed num_envs num_steps action_type traffic turn image horizon hidden_sizes"""
+UNSEEN = "seed traffic turn horizon"  # of these, what an evaluation may change all the same
 FLOORS = "untrained", "random", "keep-lane"  # policies that need no checkpoint
 
 
@@ -1089,7 +1090,7 @@ def fail(message: str, code: int = 2) -> NoReturn:
 def check_args(args: Args) -> None:
     """Fail if a flag is out of its range."""
     ranges = (AT_LEAST_1, 1, math.inf), (AT_LEAST_0, 0, math.inf), (FROM_0_TO_1, 0, 1)
-    for names, low, high in ranges:
+    for names, low, high in (*ranges, ("seed", 0, 2**31 - 1)):
         for name in names.split():
             for value in np.atleast_1d(getattr(args, name)).tolist():
                 if not low <= value <= high:
@@ -1130,10 +1131,7 @@ def play(args: Args, checkpoint: dict[str, Any] | None, path: Path | None) -> No
     print(summary(result))
 
 
-# [shared: agents main]
-WORLD = "traffic", "turn", "horizon"  # what a policy may be evaluated on that has not seen it
-
-
+# [shared: agents floor]
 def floor(name: str, env: MultiAgentEnv) -> Callable[[Tensor], Tensor]:
     """The policy that acts at random, or the one that only ever keeps its lane."""
     size = (len(env.names), env.action_size)
@@ -1146,9 +1144,13 @@ def floor(name: str, env: MultiAgentEnv) -> Callable[[Tensor], Tensor]:
     return lambda obs: 2 * torch.rand(size) - 1
 
 
+# [/shared]
+# [shared: main]
 def main() -> None:
     """Read the flags; beside --resume and --evaluate, those not given are the run's own."""
     args, checkpoint, path = tyro.cli(Args), None, None
+    if args.resume and (args.run_dir or args.evaluate):
+        fail("--resume goes on in the run's own folder, and takes no --run-dir and no --evaluate")
     if args.resume:
         path = args.resume / "checkpoint.pt"
     elif args.evaluate not in (None, *FLOORS):
@@ -1160,9 +1162,11 @@ def main() -> None:
             saved = Args(**checkpoint["args"])
         except TypeError as error:
             fail(f"{path} was written by a version with other flags: {error}")
+        if saved.device == "cuda" and not torch.cuda.is_available():
+            saved.device = "auto"  # it comes from a machine with a GPU, and here there is none
         args = tyro.cli(Args, default=saved)
         for name in FIXED.split():
-            if args.evaluate and name in WORLD:
+            if args.evaluate and name in UNSEEN.split():
                 continue
             if getattr(args, name) != getattr(saved, name):
                 fail(f"{path} has {name} {getattr(saved, name)}, which cannot be changed")

@@ -71,7 +71,7 @@ class Args:
     buffer_size: int = 300_000  # transitions remembered; the oldest are overwritten
     learning_starts: int = 10_000  # steps of uniform random actions before the first update
     updates_per_step: int = 1  # updates per environment step
-    update_every: int = 1  # N steps, then the updates of all N
+    update_every: int = 1  # steps from one round of updates to the next, all in a row
 
     # Temperature: what a nat of entropy is worth in reward
     autotune: bool = True  # learn it; otherwise it stays at alpha
@@ -79,14 +79,14 @@ class Args:
     init_alpha: float = 1.0  # where learning it starts
     max_alpha: float = 10.0  # the most that learning it can reach
     alpha_learning_rate: float = 7.3e-4  # Adam's step size, on log α
-    target_entropy: Literal["auto"] | float = "auto"  # in nats; auto: -1 per action dimension
+    target_entropy: Literal["auto"] | float = "auto"  # in nats, below 0.69 per dimension; auto: -1
 
     # Generalised state-dependent exploration (Raffin et al. 2021); see Actor
     use_sde: bool = False  # smooth noise, a function of the state, in place of new noise every step
-    sde_log_std: float = -3.0  # log of its deviation at first
-    sde_sample_interval: int = 8  # steps from one draw of that function to the next
+    sde_log_std: float = -3.0  # log of the deviation of W's entries at first
+    sde_sample_interval: int = 8  # steps from one draw of W to the next
 
-    # Evaluation, of the most likely action and in an environment of its own
+    # Evaluation, without noise and in an environment of its own
     eval_interval: int = 25_000  # steps from one evaluation to the next
     eval_episodes: int = 10  # episodes in an evaluation
     stop_at_return: float | None = None  # stop once the last 3 evaluations are all at least this
@@ -127,8 +127,8 @@ def make_env(env_id: str, film: bool = False) -> gym.Env:
     except (gym.error.Error, ImportError) as error:  # gymnasium names what is near, or missing
         fail(f"cannot make {env_id}: {error} (pip install -r requirements.txt installs everything)")
     space, obs_space = env.action_space, env.observation_space
-    if not isinstance(space, gym.spaces.Box) or not space.is_bounded():
-        fail(f"{env_id} has actions {space}; {SCRIPT} takes bounded Box actions, as in Pendulum-v1")
+    if not isinstance(space, gym.spaces.Box) or not space.is_bounded() or len(space.shape) != 1:
+        fail(f"{env_id} has actions {space}; {SCRIPT} takes a bounded, flat Box, as in Pendulum-v1")
     if not isinstance(obs_space, gym.spaces.Box) or len(obs_space.shape) != 1:
         env = gym.wrappers.FlattenObservation(env)  # dictionaries, images
     low, high = np.array([-1, 1], space.dtype)
@@ -182,6 +182,8 @@ class Actor(nn.Module):
     def __init__(self, obs_dim: int, action_dim: int, args: Args) -> None:
         super().__init__()
         self.use_sde = args.use_sde
+        if args.use_sde and not args.actor_hidden_sizes:
+            fail("--use-sde needs a hidden layer, as --actor-hidden-sizes 256")
         outputs = action_dim if args.use_sde else 2 * action_dim
         net = mlp([obs_dim, *args.actor_hidden_sizes, outputs], args)
         self.body, self.head = net[:-1], net[-1]
@@ -210,8 +212,8 @@ class Actor(nn.Module):
         xi = torch.randn_like(mean)
         u = mean + std * xi  # reparameterised: the noise does not depend on the parameters
         gaussian = -0.5 * xi.square() - std.log() - 0.5 * math.log(2 * math.pi)
-        # log π(a|s) = Σ log N(u) - log(1 - tanh²(u)) (paper, equation 21). The second term, written
-        # as 2 (log 2 - u - softplus(-2u)), stays exact where tanh rounds to ±1.
+        # log π(a|s) = Σ log N(u) - log(1 - tanh²(u)) (first paper, equation 21). The second term,
+        # written as 2 (log 2 - u - softplus(-2u)), stays exact where tanh rounds to ±1.
         squash = 2 * (math.log(2) - u - F.softplus(-2 * u))
         return torch.tanh(u), (gaussian - squash).sum(1)
 
@@ -228,8 +230,8 @@ class Actor(nn.Module):
         """A new W for every environment, from N(0, σ²)."""
         self.sde_noise.copy_(self.log_sigma.exp() * torch.randn_like(self.sde_noise))
 
-    def most_likely(self, obs: Tensor) -> Tensor:
-        """The action at the Gaussian's mean [B, A], which is evaluated."""
+    def mean_action(self, obs: Tensor) -> Tensor:
+        """The action without noise, tanh of the Gaussian's mean [B, A]; this is evaluated."""
         return torch.tanh(self(obs)[0])
 
 
@@ -244,7 +246,7 @@ class Critic(nn.Module):
         hidden = self.net[:-1](torch.cat([obs, action], dim=1))  # [B, H]
         last: Any = self.net[-1]
         # One sum a row, [B], and in float32 with --bfloat16 too. Compiled, it is faster than the
-        # layer's [B, 1], which would broadcast to [B, B], unnoticed, in a loss against [B].
+        # layer's [B, 1], which a loss against [B] would broadcast to [B, B], with only a warning.
         return (hidden * last.weight[0]).sum(1) + last.bias
 
 
@@ -336,18 +338,18 @@ class Agent(nn.Module):
         self.target_critics = copy.deepcopy(self.critics).requires_grad_(False)
         self.actor_optimizer = Adam(self.actor.parameters(), args.actor_learning_rate)
         self.critic_optimizer = Adam(self.critics.parameters(), args.critic_learning_rate)
+        if not 0 < args.init_alpha <= args.max_alpha:
+            fail(f"--init-alpha is {args.init_alpha}, and must lie above 0, up to --max-alpha")
+        start = args.init_alpha if args.autotune else args.alpha
         # Learnt as log α, which keeps α positive and makes its steps proportional to its size.
-        self.log_alpha = nn.Parameter(
-            torch.tensor(args.init_alpha if args.autotune else args.alpha)
-        )
-        self.log_alpha.data.log_()
+        self.log_alpha = nn.Parameter(torch.tensor(start).log())
         self.max_log_alpha = math.log(args.max_alpha)
         self.alpha_optimizer = Adam([self.log_alpha], args.alpha_learning_rate)
         auto = args.target_entropy == "auto"
         self.target_entropy = -float(action_dim) if auto else float(args.target_entropy)
 
     def critic_loss(self, batch: Batch, alpha: Tensor) -> Tensor:
-        """Half the mean squared soft Bellman error, summed over the critics (equation 5)."""
+        """Half the mean squared soft Bellman error, summed over critics (second paper, eq. 5)."""
         with torch.no_grad():
             next_action, next_log_prob = self.actor.sample(batch.next_obs)  # [B, A], [B]
             next_values = [critic(batch.next_obs, next_action) for critic in self.target_critics]
@@ -360,7 +362,7 @@ class Agent(nn.Module):
         return 0.5 * torch.stack([F.mse_loss(value, target) for value in values]).sum()
 
     def actor_loss(self, obs: Tensor, action: Tensor, log_prob: Tensor, alpha: Tensor) -> Tensor:
-        """Mean of α log π(a|s) - min_i Q_i(s, a), for a drawn from the policy (equation 7)."""
+        """Mean of α log π(a|s) - min_i Q_i(s, a), a drawn from the policy (second paper, eq. 7)."""
         value = torch.stack([critic(obs, action) for critic in self.critics]).amin(0)  # [B]
         return (alpha * log_prob - value).mean()
 
@@ -457,7 +459,7 @@ def train(args: Args, checkpoint: dict[str, Any] | None = None) -> Path:
         finished = run.env_step >= args.total_timesteps
         if finished or run.env_step % args.eval_interval < args.num_envs:
             result = evaluate(
-                agent.actor.most_likely, eval_env, args, run.env_step, run_dir / "videos"
+                agent.actor.mean_action, eval_env, args, run.env_step, run_dir / "videos"
             )
             logger.evaluation(run.env_step, result)
             run.evaluations.append(result["mean_return"])
@@ -467,8 +469,8 @@ def train(args: Args, checkpoint: dict[str, Any] | None = None) -> Path:
             if args.stop_at_return is not None and len(run.evaluations) >= 3:
                 finished |= min(run.evaluations[-3:]) >= args.stop_at_return
 
-        # Save where an episode ends: all that the environment then is, is its generator's state,
-        # and with one environment a resumed run equals one that was never interrupted.
+        # Save where an episode ends: all that most environments then are, is a generator's state,
+        # so that with one of them a resumed run equals one that was never interrupted.
         due = run.env_step - saved_at >= args.save_interval or interrupt.number
         overdue = run.env_step - saved_at >= 2 * args.save_interval  # episodes that do not end
         if finished or (due and ended.any()) or overdue:
@@ -527,7 +529,7 @@ def evaluate(
 
 
 # [/shared]
-# From here on housekeeping: the log, checkpoints, flags. Nothing below is particular to SAC.
+# From here on housekeeping: the log, checkpoints, flags. The algorithm ends here.
 
 
 # [shared: logger]
@@ -778,7 +780,9 @@ AT_LEAST_0 = """seed actor_learning_rate critic_learning_rate learning_starts
     alpha init_alpha max_alpha alpha_learning_rate"""
 FROM_0_TO_1 = "gamma tau"
 FIXED = """env_id seed num_envs actor_hidden_sizes critic_hidden_sizes layer_norm use_sde
-    num_critics buffer_size"""
+    num_critics buffer_size autotune alpha"""
+UNSEEN = "seed"  # of these, what an evaluation may change all the same
+FLOORS = "untrained", "random"  # policies that need no checkpoint
 
 
 # [shared: bad input]
@@ -791,7 +795,7 @@ def fail(message: str, code: int = 2) -> NoReturn:
 def check_args(args: Args) -> None:
     """Fail if a flag is out of its range."""
     ranges = (AT_LEAST_1, 1, math.inf), (AT_LEAST_0, 0, math.inf), (FROM_0_TO_1, 0, 1)
-    for names, low, high in ranges:
+    for names, low, high in (*ranges, ("seed", 0, 2**31 - 1)):
         for name in names.split():
             for value in np.atleast_1d(getattr(args, name)).tolist():
                 if not low <= value <= high:
@@ -819,7 +823,7 @@ def play(args: Args, checkpoint: dict[str, Any] | None, path: Path | None) -> No
     env = make_env(args.env_id, film=args.capture_video)
     obs_dim, action_dim = dimensions(env)
     agent = Agent(obs_dim, action_dim, args).to(args.device)
-    policy: Callable[[Tensor], Tensor] = agent.actor.most_likely
+    policy: Callable[[Tensor], Tensor] = agent.actor.mean_action
     if args.evaluate == "random":
         policy = lambda obs: 2 * torch.rand(len(obs), action_dim) - 1  # noqa: E731
     env_step, videos = 0, Path("videos")
@@ -838,9 +842,11 @@ def play(args: Args, checkpoint: dict[str, Any] | None, path: Path | None) -> No
 def main() -> None:
     """Read the flags; beside --resume and --evaluate, those not given are the run's own."""
     args, checkpoint, path = tyro.cli(Args), None, None
+    if args.resume and (args.run_dir or args.evaluate):
+        fail("--resume goes on in the run's own folder, and takes no --run-dir and no --evaluate")
     if args.resume:
         path = args.resume / "checkpoint.pt"
-    elif args.evaluate not in (None, "untrained", "random"):
+    elif args.evaluate not in (None, *FLOORS):
         path = Path(str(args.evaluate))
         path = path if path.suffix == ".pt" else path / "best.pt"
     if path:
@@ -849,8 +855,12 @@ def main() -> None:
             saved = Args(**checkpoint["args"])
         except TypeError as error:
             fail(f"{path} was written by a version with other flags: {error}")
+        if saved.device == "cuda" and not torch.cuda.is_available():
+            saved.device = "auto"  # it comes from a machine with a GPU, and here there is none
         args = tyro.cli(Args, default=saved)
         for name in FIXED.split():
+            if args.evaluate and name in UNSEEN.split():
+                continue
             if getattr(args, name) != getattr(saved, name):
                 fail(f"{path} has {name} {getattr(saved, name)}, which cannot be changed")
         if args.resume and checkpoint["run"]["env_step"] >= args.total_timesteps:

@@ -71,7 +71,7 @@ class Args:
     learning_starts: int = 10_000  # steps of uniform random actions before the first update
     updates_per_step: int = 1  # updates per environment step
     num_critics: int = 2  # critics; the least of their values is the target
-    policy_delay: int = 2  # updates of the critics from one of the actor and targets to the next
+    policy_delay: int = 2  # updates of the critics for every one of the actor and the targets
     target_noise_std: float = 0.2  # deviation of the noise on the target's action
     target_noise_clip: float = 0.5  # largest such noise
 
@@ -127,8 +127,8 @@ def make_env(env_id: str, film: bool = False) -> gym.Env:
     except (gym.error.Error, ImportError) as error:  # gymnasium names what is near, or missing
         fail(f"cannot make {env_id}: {error} (pip install -r requirements.txt installs everything)")
     space, obs_space = env.action_space, env.observation_space
-    if not isinstance(space, gym.spaces.Box) or not space.is_bounded():
-        fail(f"{env_id} has actions {space}; {SCRIPT} takes bounded Box actions, as in Pendulum-v1")
+    if not isinstance(space, gym.spaces.Box) or not space.is_bounded() or len(space.shape) != 1:
+        fail(f"{env_id} has actions {space}; {SCRIPT} takes a bounded, flat Box, as in Pendulum-v1")
     if not isinstance(obs_space, gym.spaces.Box) or len(obs_space.shape) != 1:
         env = gym.wrappers.FlattenObservation(env)  # dictionaries, images
     low, high = np.array([-1, 1], space.dtype)
@@ -193,7 +193,7 @@ class Critic(nn.Module):
         hidden = self.net[:-1](torch.cat([obs, action], dim=1))  # [B, H]
         last: Any = self.net[-1]
         # One sum a row, [B], and in float32 with --bfloat16 too. Compiled, it is faster than the
-        # layer's [B, 1], which would broadcast to [B, B], unnoticed, in a loss against [B].
+        # layer's [B, 1], which a loss against [B] would broadcast to [B, B], with only a warning.
         return (hidden * last.weight[0]).sum(1) + last.bias
 
 
@@ -495,8 +495,8 @@ def train(args: Args, checkpoint: dict[str, Any] | None = None) -> Path:
             if args.stop_at_return is not None and len(run.evaluations) >= 3:
                 finished |= min(run.evaluations[-3:]) >= args.stop_at_return
 
-        # Save where an episode ends: all that the environment then is, is its generator's state,
-        # and with one environment a resumed run equals one that was never interrupted.
+        # Save where an episode ends: all that most environments then are, is a generator's state,
+        # so that with one of them a resumed run equals one that was never interrupted.
         due = run.env_step - saved_at >= args.save_interval or interrupt.number
         overdue = run.env_step - saved_at >= 2 * args.save_interval  # episodes that do not end
         if finished or (due and ended.any()) or overdue:
@@ -556,7 +556,7 @@ def evaluate(
 
 
 # [/shared]
-# From here on housekeeping: the log, checkpoints, flags. Nothing below is particular to TD3.
+# From here on housekeeping: the log, checkpoints, flags. The algorithm ends here.
 
 
 # [shared: logger]
@@ -808,6 +808,8 @@ AT_LEAST_0 = """seed actor_learning_rate critic_learning_rate learning_starts no
 FROM_0_TO_1 = "gamma tau ou_dt"
 FIXED = """env_id seed num_envs actor_hidden_sizes critic_hidden_sizes layer_norm noise_type
     num_critics buffer_size"""
+UNSEEN = "seed"  # of these, what an evaluation may change all the same
+FLOORS = "untrained", "random"  # policies that need no checkpoint
 
 
 # [shared: bad input]
@@ -820,7 +822,7 @@ def fail(message: str, code: int = 2) -> NoReturn:
 def check_args(args: Args) -> None:
     """Fail if a flag is out of its range."""
     ranges = (AT_LEAST_1, 1, math.inf), (AT_LEAST_0, 0, math.inf), (FROM_0_TO_1, 0, 1)
-    for names, low, high in ranges:
+    for names, low, high in (*ranges, ("seed", 0, 2**31 - 1)):
         for name in names.split():
             for value in np.atleast_1d(getattr(args, name)).tolist():
                 if not low <= value <= high:
@@ -867,9 +869,11 @@ def play(args: Args, checkpoint: dict[str, Any] | None, path: Path | None) -> No
 def main() -> None:
     """Read the flags; beside --resume and --evaluate, those not given are the run's own."""
     args, checkpoint, path = tyro.cli(Args), None, None
+    if args.resume and (args.run_dir or args.evaluate):
+        fail("--resume goes on in the run's own folder, and takes no --run-dir and no --evaluate")
     if args.resume:
         path = args.resume / "checkpoint.pt"
-    elif args.evaluate not in (None, "untrained", "random"):
+    elif args.evaluate not in (None, *FLOORS):
         path = Path(str(args.evaluate))
         path = path if path.suffix == ".pt" else path / "best.pt"
     if path:
@@ -878,8 +882,12 @@ def main() -> None:
             saved = Args(**checkpoint["args"])
         except TypeError as error:
             fail(f"{path} was written by a version with other flags: {error}")
+        if saved.device == "cuda" and not torch.cuda.is_available():
+            saved.device = "auto"  # it comes from a machine with a GPU, and here there is none
         args = tyro.cli(Args, default=saved)
         for name in FIXED.split():
+            if args.evaluate and name in UNSEEN.split():
+                continue
             if getattr(args, name) != getattr(saved, name):
                 fail(f"{path} has {name} {getattr(saved, name)}, which cannot be changed")
         if args.resume and checkpoint["run"]["env_step"] >= args.total_timesteps:

@@ -118,6 +118,19 @@ class Recorder(Probe):
         return 0.0
 
 
+class Grid(Probe):
+    action_space = gym.spaces.Box(-1, 1, (2, 2))
+
+
+@continuous_only
+def test_actions_that_are_no_vector_are_refused(
+    script: ModuleType, register: Any, capsys: pytest.CaptureFixture[str]
+) -> None:
+    with pytest.raises(SystemExit, match="2"):
+        script.make_env(register(Grid))
+    assert "(2, 2)" in capsys.readouterr().err
+
+
 @continuous_only
 def test_actions_fill_the_bounds_of_every_dimension(
     script: ModuleType, register: Any, tmp_path: Path
@@ -307,6 +320,24 @@ def test_evaluate_plays_the_best_policy_of_a_run(
         assert printed_return(out) == pytest.approx(expected, abs=0.06)
 
 
+def test_a_policy_is_evaluated_on_other_episodes_with_another_seed(
+    script: ModuleType, finished: Any, tmp_path: Path
+) -> None:
+    run_dir = shutil.copytree(finished(script), tmp_path / "run")
+    path = run_dir / "best.pt"
+    checkpoint = torch.load(path)
+    checkpoint["args"]["device"] = "cuda"  # as if it came from a machine with a GPU
+    torch.save(checkpoint, path)
+    outputs = []
+    for more in [], [], ["--seed", "7"]:
+        code, out, err = Run(script, ["--evaluate", str(path), *more], tmp_path).wait()
+        assert (code, err) == (0, "")
+        outputs.append(out)
+    assert outputs[0] == outputs[1]
+    if kind(script) != "atari":  # short games of Pong often end alike
+        assert outputs[0] != outputs[2]
+
+
 def test_evaluate_plays_an_untrained_and_a_random_policy(
     script: ModuleType, tmp_path: Path
 ) -> None:
@@ -367,6 +398,11 @@ BAD: dict[str, list[tuple[dict[str, Any], list[str]]]] = {
         ({"actor_hidden_sizes": (16, 0)}, ["--actor-hidden-sizes", "0", "between 1"]),
         ({"buffer_size": 2, "num_envs": 3}, ["--buffer-size", "--num-envs"]),
     ],
+    "sac_continuous": [
+        ({"init_alpha": 0.0}, ["--init-alpha is 0", "above 0"]),
+        ({"init_alpha": 50.0}, ["--init-alpha is 50", "--max-alpha"]),
+        ({"use_sde": True, "actor_hidden_sizes": ()}, ["--use-sde", "--actor-hidden-sizes"]),
+    ],
     "atari": [
         ({"env_id": "ALE/Pongg-v5"}, ["Pongg", "Did you mean", "`Pong`"]),
         ({"env_id": "Pendulum-v1"}, ["Pendulum-v1", "ALE/Pong-v5"]),
@@ -386,6 +422,7 @@ BAD: dict[str, list[tuple[dict[str, Any], list[str]]]] = {
         ({"evaluate": "keep-lane"}, ["keep-lane", "mpe2/simple_spread_v3", "random"]),
         ({"horizon": 0}, ["--horizon", "0", "between 1"]),
     ],
+    "maddpg_smarts": [({"gumbel_temperature": 0.0}, ["--gumbel-temperature is 0", "above"])],
 }
 OTHER_NETWORK_OR_WORLD = {  # flags of a resumed run, and what is said of them
     "continuous": ("--layer-norm", "layer_norm False"),
@@ -396,7 +433,9 @@ BAD_ANYWHERE: list[tuple[dict[str, Any], list[str]]] = [
     ({"gamma": 2.0}, ["--gamma", "2.0", "between 0 and 1"]),
     ({"gamma": float("nan")}, ["--gamma", "nan"]),
     ({"num_envs": 0}, ["--num-envs", "0", "between 1"]),
+    ({"seed": 2**31}, ["--seed is 2147483648", "between 0 and 2147483647"]),
     ({"resume": "nowhere"}, ["nowhere", "run folder"]),
+    ({"resume": "one", "run_dir": "other"}, ["--resume", "--run-dir", "--evaluate"]),
     ({"evaluate": "nowhere"}, ["nowhere", "run folder"]),
     ({"evaluate": "nowhere.pt"}, ["nowhere.pt"]),
 ]

@@ -46,7 +46,7 @@ def solve(script: ModuleType, env_id: str, run_dir: Path, **changes: Any) -> Any
 @torch.no_grad()
 def action(agent: Any, obs: float) -> torch.Tensor:
     """The action that is evaluated: the actor's, or the most likely one [1, 1]."""
-    return getattr(agent.actor, "most_likely", agent.actor)(torch.tensor([[obs]]))
+    return getattr(agent.actor, "mean_action", agent.actor)(torch.tensor([[obs]]))
 
 
 @torch.no_grad()

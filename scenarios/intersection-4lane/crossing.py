@@ -2,8 +2,9 @@
 
 An environment with PettingZoo's parallel interface, for use without our scripts as well. The agents
 are named for their arms and always begin there, and only where they are to go is drawn for every
-episode. SMARTS is driven directly, since its own gymnasium wrapper changes agents' places between
-episodes, and tells one end of an episode from the other nowhere.
+episode. The road from north to south has the right of way: SUMO's cars from east and west wait for
+it. SMARTS is driven directly, since its own gymnasium wrapper changes agents' places between
+episodes, and does not tell apart the two ends of an episode, terminated and truncated.
 
 With PYTHONHASHSEED=0 in the environment of the interpreter an episode follows from its seed and its
 actions, to the bit. Without it, the order in Python's sets changes what SMARTS computes.
@@ -80,7 +81,7 @@ class Crossing(ParallelEnv):
         horizon: int = 400,
         rewards: tuple[float, ...] = (-50.0, -50.0, 20.0, 0.1, 0.05),
     ) -> None:
-        logging.disable(logging.WARNING)  # SMARTS and SUMO warn of what is meant to be
+        logging.disable(logging.WARNING)  # SMARTS and SUMO warn of what is intended here
         warnings.filterwarnings("ignore", module="smarts")
         self.continuous, self.traffic, self.turn = continuous, traffic, turn
         self.image, self.horizon, self.rewards = image, horizon, rewards
@@ -317,7 +318,7 @@ def covered(points: np.ndarray, position: Any, heading: Any, size: Any) -> np.nd
 
 
 def built() -> Path:
-    """The folder of the crossing as SMARTS and SUMO read it; it is built where its source is new.
+    """The folder of the crossing as SMARTS and SUMO read it; built anew if its source has changed.
 
     It lies in FOLIORL_CACHE, or ~/.cache/foliorl. RuntimeError if it cannot be built.
     """

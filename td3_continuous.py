@@ -8,8 +8,9 @@ peak in the critic is not worth climbing.
 Paper: Fujimoto et al. 2018, Addressing function approximation error in actor-critic methods,
        arXiv:1802.09477
 Run:   python td3_continuous.py --env-id HopperBulletEnv-v0
-Score: HalfCheetahBulletEnv-v0 3022 after 1M steps, HopperBulletEnv-v0 2413 after 500,000, means of
-       three seeds each (benchmark/results; benchmark/studies/td3_anneal.sh)
+Score: HopperBulletEnv-v0 2413 after 500,000 steps with --anneal-learning-rate; with the paper's
+       networks, batch and rates and --bfloat16, HopperBulletEnv-v0 2539 and HalfCheetahBulletEnv-v0
+       3022 after 1M; means of three seeds each (benchmark/studies/td3_anneal.sh)
 Watch: tensorboard --logdir runs
 """
 

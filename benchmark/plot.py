@@ -132,7 +132,9 @@ def read_runs(paths: list[Path], running_mean: int) -> Group:
             fail(f"there is no folder {path}; give run folders, or a folder that holds them")
         found = {file.parent for file in path.rglob("evaluations.csv")}
         found |= {file.parent for file in path.rglob("episodes.csv")}
-        folders += sorted(found) or [path]
+        # What run.sh --smoke left under a folder is no result, unless there is nothing else.
+        real = {folder for folder in found if "smoke" not in folder.relative_to(path).parts}
+        folders += sorted(real or found) or [path]
     groups: Group = {}
     for folder in dict.fromkeys(folders):
         run = read_run(folder, running_mean)
@@ -204,10 +206,10 @@ def align(runs: list[Run], axis: str) -> tuple[Array, Array]:
     return points, np.stack([np.interp(points, run.x[axis], run.y) for run in runs])
 
 
-def final(runs: list[Run]) -> tuple[int, Array]:
-    """The last step that all runs have reached, and their returns there [runs]."""
-    points, y = align(runs, "steps")
-    return (int(points[-1]), y[:, -1]) if len(points) else (0, np.empty(0))
+def final(runs: list[Run], others: list[Run] | None = None) -> tuple[int, Array]:
+    """The last step that all runs and others have reached, and the runs' returns there [runs]."""
+    points, y = align([*runs, *(others or [])], "steps")
+    return (int(points[-1]), y[: len(runs), -1]) if len(points) else (0, np.empty(0))
 
 
 # Figures
@@ -284,10 +286,18 @@ def curves(groups: Group, axis: str, published: list[dict[str, str]], running_me
         ax.set_visible(False)
     lines: dict[str, Any] = {}
     for ax, env in zip(axes, envs):
+        reached = 0.0
         for name in names:
             if (env, name) not in groups:
                 continue
             points, y = align(groups[env, name], axis)
+            if not len(points):
+                print(
+                    f"plot: {env}, {name}: its seeds share no range of {AXES[axis]}",
+                    file=sys.stderr,
+                )
+                continue
+            reached = max(reached, points[-1])
             value, low, high = interval([y], iqm)
             number = names.index(name)
             style = {"color": COLOURS[number % len(COLOURS)]}
@@ -298,7 +308,7 @@ def curves(groups: Group, axis: str, published: list[dict[str, str]], running_me
         algorithms = {name.split("_")[0] for name in names if (env, name) in groups}
         peers = [row for row in published if row["env_id"].replace("/", "-") == env]
         peers = [row for row in peers if row["algorithm"] in algorithms]
-        draw_published(ax, nearest(peers, points[-1]) if axis == "steps" else [])
+        draw_published(ax, nearest(peers, reached) if axis == "steps" and reached else [])
         seeds = sorted({len(runs) for (e, _), runs in groups.items() if e == env})
         count = "-".join(map(str, dict.fromkeys((seeds[0], seeds[-1]))))
         ax.set_title(f"{env} ({count} seed{'s' if seeds[-1] > 1 else ''})", loc="left")
@@ -376,7 +386,11 @@ def compare(groups: Group, pairs: list[list[str]], out: Path) -> None:
         if not envs:
             names = ", ".join(sorted({name for _, name in groups}))
             fail(f"--compare {a} {b}: no environment has runs of both; the runs are of {names}")
-        strata = [final(groups[env, name])[1] for name in (a, b) for env in envs]
+        sides = [(groups[env, a], groups[env, b]) for env in envs]
+        strata = [final(ours, theirs)[1] for ours, theirs in sides]
+        strata += [final(theirs, ours)[1] for ours, theirs in sides]
+        if not all(len(returns) for returns in strata):
+            fail(f"--compare {a} {b}: their runs have no number of steps in common yet")
         value, low, high = (float(number) for number in interval(strata, improvement))
         chances.append((a, b, len(envs), value, low, high))
     text = ["| A | B | environments | P(A > B) [95% interval] |", "|---|---|---|---|"]

@@ -7,7 +7,7 @@
 #   --script FILE      the script to run
 #   --env-ids ID ...   environments
 #   --seeds N ...      seeds (default: 1 2 3)
-#   --workers N        runs at the same time (default: 1)
+#   --workers N        runs at the same time, on a cluster too (default: 1)
 #   --backend NAME     local: processes here, with one thread each (OMP_NUM_THREADS changes that)
 #                      slurm: one array of jobs; benchmark/slurm.sh holds its #SBATCH lines
 #                      ray: jobs on the cluster that RAY_ADDRESS names, by `ray job submit`
@@ -21,7 +21,7 @@
 # A run lives in DIR/{environment}__{name}__{seed}. Give the same command again after any
 # interruption: finished runs are skipped, the ones cut off are resumed, failed ones tried again.
 # Ctrl-C lets the runs save and stops them, a second one ends them at once. PYTHON names the
-# interpreter. Exit code: 0 all finished, 1 some failed, 2 bad input, 130 stopped.
+# interpreter. Exit code: 0 all finished, 1 some failed, 2 bad input, 130 or 143 stopped.
 set -eo pipefail
 
 root=$(cd "$(dirname "$0")/.." && pwd)
@@ -47,6 +47,7 @@ while (($#)); do
         --env-ids | --seeds)
             list=()
             while (($#)) && [[ $1 != --* ]]; do list+=("$1"); shift; done
+            ((${#list[@]})) || fail "$flag needs at least one value"
             if [[ $flag == --seeds ]]; then seeds=("${list[@]}"); else envs=("${list[@]}"); fi ;;
         --track) flags+=(--track) ;;
         --dry-run) dry_run=1 ;;
@@ -75,14 +76,24 @@ case $backend in
             fail "there is no ray here; pip install 'ray[default]'" ;;
     *) fail "--backend is $backend, and must be local, slurm or ray" ;;
 esac
+[[ -z $(printf '%s\n' "${seeds[@]}" | sort | uniq -d) ]] || fail "--seeds has a number twice"
 name=${name:-$(basename "$script" .py)}
 if [[ -n $smoke ]]; then
+    for length in total_timesteps learning_starts; do # where not given, the script's defaults
+        default=$(sed -n "s/^    $length: int = \([0-9_]*\).*/\1/p" "$script")
+        flag=--${length//_/-}
+        [[ -z $default || " ${flags[*]}" == *" $flag"* ]] || flags+=("$flag" "${default//_/}")
+    done
     for k in "${!flags[@]}"; do # the lengths among the script's flags
         case ${flags[k]} in
             --*-timesteps | --*-starts | --*-decay-steps | --*-decay-episodes) divisor=1000 ;;
             --*-interval) divisor=100 ;; # so that evaluations do not take all the time
+            --*-timesteps=* | --*-starts=* | --*-interval=*)
+                fail "--smoke takes ${flags[k]%%=*} and its number as two words" ;;
             *) continue ;;
         esac
+        [[ ${flags[k + 1]} =~ ^[0-9]+$ ]] ||
+            fail "${flags[k]} is ${flags[k + 1]}, and must be a whole number for --smoke"
         flags[k + 1]=$((flags[k + 1] > divisor ? flags[k + 1] / divisor : 1))
     done
     flags+=(--eval-episodes 1 --no-compile)
@@ -102,7 +113,7 @@ done
 flags_of() {
     own=(--env-id "${run_envs[$1]}" --seed "${run_seeds[$1]}" --exp-name "$name" "${flags[@]}")
 }
-text_of() { flags_of "$1" && printf '%q ' "${own[@]}"; }
+text_of() { flags_of "$1" && printf '%q ' "$(basename "$script")" "${own[@]}"; }
 
 # The last step in a run's CSV file, 0 before there is one.
 last_step() {
@@ -121,14 +132,16 @@ is_finished() { # by this launcher's word, or by the last evaluation where the l
     local total
     [[ -f $1/finished ]] && return
     total=$(total_steps "$1")
-    ((total > 0 && $(last_step "$1/evaluations.csv") >= total)) && [[ -f $1/checkpoint.pt ]]
+    ((total > 0 && $(last_step "$1/evaluations.csv") >= total)) &&
+        [[ $1/checkpoint.pt -nt $1/evaluations.csv ]] # the last thing that a run writes
 }
 
 todo=() done_before=0
 for i in "${!run_dirs[@]}"; do
     [[ -n $only && $i != "$only" ]] && continue
     dir=${run_dirs[$i]}
-    if [[ -f $dir/command && $(< "$dir/command") != "$(text_of "$i")" ]]; then
+    # A script writes args.json when it has taken its flags: without it nothing was begun.
+    if [[ -f $dir/args.json && -f $dir/command && $(< "$dir/command") != "$(text_of "$i")" ]]; then
         echo "run.sh: $dir was begun with: $(< "$dir/command")" >&2
         fail "that is not the command given now; take another --name or --runs-dir"
     fi
@@ -185,7 +198,6 @@ started=$(date +%s)
 begin() {
     local i=$1 dir=${run_dirs[$1]}
     mkdir -p "$dir"
-    text_of "$i" > "$dir/command"
     build_job "$i"
     if [[ $backend == ray ]]; then
         "${job[@]}" >> "$dir/ray.log" 2>&1 &
@@ -195,6 +207,7 @@ begin() {
             if command -v flock > /dev/null; then
                 flock -n 9 || { echo "run.sh: $dir is running already" && exit 1; }
             fi
+            text_of "$i" > "$dir/command"
             export OMP_NUM_THREADS=${OMP_NUM_THREADS:-1}
             exec "${job[@]}"
         ) >> "$dir/log.txt" 2>&1 9> "$dir/lock" &
@@ -210,7 +223,7 @@ reap() { # collect the runs that have ended
         i=${running[$k]} dir=${run_dirs[${running[$k]}]}
         unset "pids[$k]" "running[$k]"
         if ((code == 0)) && [[ $backend == local ]]; then touch "$dir/finished"; fi
-        if is_finished "$dir"; then # ray gives 0 for a stopped job too
+        if [[ -f $dir/finished ]]; then # ray gives 0 for a stopped job too; its launcher writes this
             finished=$((finished + 1))
         elif [[ -z $stopping ]]; then
             failed+=("$i")
@@ -280,7 +293,9 @@ done
 for i in "${failed[@]}"; do
     log=${run_dirs[$i]}/log.txt
     [[ -f $log ]] || log=${run_dirs[$i]}/ray.log
-    echo "failed: ${run_dirs[$i]}: $(tail -n 1 "$log") (log: $log)" >&2
+    # The last line; of a message in a frame, as for a flag that there is not, the first within.
+    why=$(awk '/^╭/ { getline; last = $0; next } !/^(│|╰)/ { last = $0 } END { print last }' "$log")
+    echo "failed: ${run_dirs[$i]}: $why (log: $log)" >&2
 done
 if [[ -n $stopping ]]; then
     echo "stopped; go on with the same command" >&2

@@ -4,7 +4,8 @@
 #SBATCH --time=24:00:00
 #SBATCH --cpus-per-task=1
 #SBATCH --mem=4G
-# Before the limit and at preemption, a run is told to save; the requeued task goes on from there.
+# Before the limit, and at preemption where the cluster says so, a run is told to save. What SLURM
+# requeues goes on from there; else give run.sh's command again.
 #SBATCH --signal=B:TERM@180
 #SBATCH --requeue
 root=$1

@@ -28,6 +28,7 @@ import random
 import re
 import runpy
 import shlex
+import shutil
 import signal
 import statistics
 import subprocess
@@ -47,7 +48,7 @@ PEERS |= {"ppo": {"Stable-Baselines3": "stable_baselines3"}, "a2c": {"RecurrentP
 OURS = FLOAT32, BFLOAT16 = "FolioRL", "FolioRL, bfloat16"
 FOREVER = 10**9
 LEARNING_STARTS = 1_000
-# What all contenders share. Their own defaults differ, and would be compared in its place.
+# What all contenders share: their own defaults differ, and would be compared instead.
 SIZES = {"batch_size": 256, "buffer_size": 200_000, "gamma": 0.98, "tau": 0.005}
 # On Atari each script has its defaults, and the peers those of the paper's runs, which are PPO's.
 ON_POLICY = {"learning_rate": 2.5e-4, "n_steps": 128, "batch_size": 256, "n_epochs": 4}
@@ -333,7 +334,7 @@ def measure(args: argparse.Namespace, logs: Path) -> list[dict[str, Any]]:
 def table(rows: list[dict[str, Any]]) -> str:
     """Medians and quartiles in Markdown; the ratio is the median of the rounds' own ratios.
 
-    SB3's RecurrentPPO is sb3-contrib's.
+    A2C's ratios are to sb3-contrib's RecurrentPPO.
     """
     head = "| algorithm | contender | steps / CPU second (quartiles) | steps / second (quartiles) |"
     lines = [head + " CPU ratio to SB3 | ratio to SB3 |", "|---|---|---|---|---|---|"]
@@ -434,8 +435,8 @@ def main() -> None:
         action="append",
         default=[],
         metavar="'NAME=SCRIPT FLAGS'",
-        help="another script that steps a gymnasium SyncVectorEnv, run by the peers' interpreter; "
-        "set its flags to the same sizes",
+        help="another script that steps a gymnasium SyncVectorEnv, by its absolute path, run by "
+        "the peers' interpreter; set its flags to the same sizes",
     )
     parser.add_argument("--out", type=Path, default=ROOT / "benchmark" / "results")
     parser.add_argument("--worker", help=argparse.SUPPRESS)
@@ -453,6 +454,11 @@ def main() -> None:
         fail("--rounds and --segment must be at least 1")
     if any("=" not in external for external in args.external):
         fail("--external takes NAME=SCRIPT FLAGS, such as --external 'Mine=/home/me/ddpg.py'")
+    peers_python = shutil.which(args.peers_python)
+    if not peers_python:
+        fail(f"--peers-python is {args.peers_python}, and there is no such program")
+    # The workers start in another folder. Not resolved: a link is what tells Python its packages.
+    args.peers_python = str(Path(peers_python).absolute())
     signal.signal(signal.SIGTERM, lambda number, _: sys.exit(128 + number))  # workers end too
     load = os.getloadavg() if hasattr(os, "getloadavg") else ()
     args.load = ", ".join(f"{number:.1f}" for number in load) or "unknown"

@@ -132,6 +132,44 @@ def test_a_folder_never_mixes_runs_of_different_flags(whole: Path) -> None:
     assert "take another --name or --runs-dir" in done.stderr
 
 
+def test_a_folder_never_mixes_two_scripts(whole: Path) -> None:
+    more = ["--script", "td3_continuous.py", "--name", "ddpg_continuous"]
+    done = launch(whole, *more)
+    assert done.returncode == 2
+    assert "was begun with: ddpg_continuous.py" in done.stderr
+
+
+def test_a_mistyped_flag_is_named_and_can_be_set_right(tmp_path: Path) -> None:
+    line = command(tmp_path, envs=ENVS[:1], seeds="1")
+    wrong = subprocess.run([*line, "--gama", "0.5"], env=environment(), capture_output=True)
+    assert wrong.returncode == 1
+    assert "--gama" in wrong.stderr.decode().splitlines()[-1]
+    right = subprocess.run([*line, "--gamma", "0.5"], env=environment(), capture_output=True)
+    assert right.returncode == 0, right.stderr
+
+
+CANNOT_SAVE = """
+import sys, pathlib
+run = pathlib.Path(sys.argv[sys.argv.index("--run-dir") + 1])
+(run / "args.json").write_text('{"total_timesteps": 100}')
+(run / "checkpoint.pt").write_text("of step 50")
+(run / "evaluations.csv").write_text("env_step\\n100\\n")
+sys.exit("no space left on device")
+"""
+
+
+def test_a_run_that_cannot_write_its_last_checkpoint_is_not_finished(tmp_path: Path) -> None:
+    script = tmp_path / "cannot_save.py"
+    script.write_text(CANNOT_SAVE)
+    done = launch(tmp_path / "runs", "--script", str(script), envs=ENVS[:1], seeds="1")
+    assert done.returncode == 1
+    assert "no space left on device" in done.stderr
+    again = launch(
+        tmp_path / "runs", "--script", str(script), "--dry-run", envs=ENVS[:1], seeds="1"
+    )
+    assert "finished before" not in again.stdout and "cannot_save.py" in again.stdout
+
+
 def test_a_failed_run_is_named_with_its_log_and_the_others_go_on(tmp_path: Path) -> None:
     done = launch(tmp_path, envs=["Nothing-v1", "Pendulum-v1"], seeds="1")
     assert done.returncode == 1
@@ -158,6 +196,16 @@ def test_smoke_is_a_thousandth_as_long_and_in_a_folder_of_its_own(tmp_path: Path
     assert len(runs) == 5 * 5 * 3, "settings x environments x seeds"
     assert all("--total-timesteps 1000 --learning-starts 10 " in run for run in runs)
     assert all("--run-dir runs/ddpg_bullet/smoke/" in run for run in runs)
+
+
+def test_smoke_shortens_what_a_study_leaves_to_the_script_too(tmp_path: Path) -> None:
+    head = [str(BENCHMARK / "run.sh"), "--script", "td3_continuous.py", "--env-ids", "Pendulum-v1"]
+    line = [*head, "--smoke", "--dry-run", "--seeds", "1", "--"]
+    done = subprocess.run(line, env=environment(), capture_output=True, text=True, check=True)
+    assert "--total-timesteps 1000 --learning-starts 10 " in done.stdout
+    for words in ["--total-timesteps=5"], ["--total-timesteps", "1e6"]:
+        done = subprocess.run([*line, *words], env=environment(), capture_output=True, text=True)
+        assert done.returncode == 2 and "--total-timesteps" in done.stderr
 
 
 STUDIES = sorted((BENCHMARK / "studies").glob("*.sh"))
@@ -190,6 +238,8 @@ def test_the_flags_of_every_study_are_accepted_by_its_script(study: Path) -> Non
         (["--script", "no.py"], "no script no.py"),
         (["--seeds", "one"], "--seeds has one"),
         (["--env-ids"], "--env-ids needs"),
+        (["--seeds"], "--seeds needs"),
+        (["--seeds", "1", "2", "1"], "--seeds has a number twice"),
     ],
 )
 def test_launcher_names_bad_input(tmp_path: Path, flags: list[str], message: str) -> None:
@@ -409,6 +459,35 @@ def test_curves_go_as_far_as_all_seeds_and_table_gives_that_step(tmp_path: Path)
     for figure in ("returns_by_steps", "returns_by_episodes", "returns_by_seconds", "improvement"):
         assert (out / f"{figure}.svg").stat().st_size > 1000
         assert (out / f"{figure}.png").read_bytes().startswith(b"\x89PNG")
+
+
+def test_runs_are_compared_at_a_step_that_both_have_reached(tmp_path: Path) -> None:
+    write_run(tmp_path / "runs" / "Pendulum-v1__new__1", [1.0, 2.0])
+    write_run(tmp_path / "runs" / "Pendulum-v1__old__1", [0.0, 1.0, 3.0, 4.0])
+    done = run_plot(tmp_path / "runs", "--out", tmp_path, "--compare", "old", "new")
+    assert done.returncode == 0, done.stderr
+    assert "| old | new | 1 | 0.00 |" in (tmp_path / "improvement.md").read_text()
+    write_run(tmp_path / "runs" / "Pendulum-v1__late__1", [9.0], step=900)
+    done = run_plot(tmp_path / "runs", "--out", tmp_path, "--compare", "old", "late")
+    assert done.returncode == 2 and "no number of steps in common" in done.stderr
+
+
+def test_seeds_without_a_common_range_are_left_out_by_name(tmp_path: Path) -> None:
+    write_run(tmp_path / "runs" / "Pendulum-v1__a__1", [1.0, 2.0])
+    write_run(tmp_path / "runs" / "Pendulum-v1__a__2", [1.0, 2.0], step=1000)
+    write_run(tmp_path / "runs" / "Pendulum-v1__b__1", [5.0, 6.0])
+    done = run_plot(tmp_path / "runs", "--out", tmp_path / "out")
+    assert done.returncode == 0, done.stderr
+    assert "Pendulum-v1, a: its seeds share no range of environment steps" in done.stderr
+
+
+def test_what_a_smoke_run_left_is_not_plotted_beside_results(tmp_path: Path) -> None:
+    write_run(tmp_path / "Pendulum-v1__a__1", [1.0, 2.0])
+    write_run(tmp_path / "smoke" / "Pendulum-v1__a__1", [7.0])
+    for folder, returns in (tmp_path, [1.0, 2.0]), (tmp_path / "smoke", [7.0]):
+        (runs,) = plot.read_runs([folder], 0).values()
+        assert len(runs) == 1
+        assert runs[0].y.tolist() == returns
 
 
 def test_published_figures_stand_beside_ours_with_their_source(tmp_path: Path) -> None:

@@ -1,9 +1,9 @@
 """Recurrent advantage actor-critic (A2C) on Atari games: a policy with a memory.
 
-One picture shows where the ball is, and not where it flies. A long short-term memory (LSTM) reads
-the pictures one by one and carries on what it needs. What this file teaches is what is carried
-(the LSTM's state, from step to step and from chunk to chunk), what is cut (the gradient, between
-chunks), and what is reset (the state, exactly where a new game begins).
+Four frames show where the ball flies, and not what happened before them. A long short-term memory
+(LSTM) reads such stacks one after the other and carries on what it needs. What this file teaches is
+what is carried (the LSTM's state, from step to step and from chunk to chunk), what is cut (the
+gradient, between chunks), and what is reset (the state, exactly where a new game begins).
 
 Paper: Mnih et al. 2016, Asynchronous Methods for Deep Reinforcement Learning, arXiv:1602.01783
 Run:   python a2c_lstm_atari.py --env-id ALE/Pong-v5
@@ -18,6 +18,7 @@ import dataclasses
 import json
 import math
 import os
+import shlex
 import shutil
 import signal
 import sys
@@ -50,7 +51,7 @@ class Args:
     # step is four frames.
     env_id: str = "ALE/Pong-v5"  # any of ALE's games
     total_timesteps: int = 10_000_000  # length of the training
-    num_envs: int = 16  # games played side by side, 1 to 64
+    num_envs: int = 16  # games played side by side
     seed: int = 1  # of the networks, the actions and the games
     sticky_actions: float = 0.0  # chance that a frame repeats the action before; Machado's is 0.25
     episodic_life: bool = True  # while learning, the loss of a life ends what can still be earned
@@ -254,12 +255,16 @@ class Standardise(nn.Module):
             self.mean.lerp_(mean, 1 / self.calls)
             self.square.lerp_(square, 1 / self.calls)
             variance = self.square - self.mean.square().mean()
-            self.deviation.copy_(variance.sqrt().clamp(min=1.0))
+            self.deviation.copy_(variance.clamp(min=1.0).sqrt())  # rounding may leave it below 0
 
 
 # [/shared]
 class Features(nn.Module):
-    """What the model makes of a screen: uint8 [B, 4, 105, 80], the last four, -> [B, size]."""
+    """What the model makes of a screen: uint8 [B, 4, 105, 80], the last four, -> [B, size].
+
+    linear: one layer, on the difference of the last two. cnn: two convolutions on all four.
+    cnn-lstm: three, and the LSTM of ActorCritic behind them.
+    """
 
     def __init__(self, args: Args) -> None:
         def layer(fan_in: int, fan_out: int, kernel: int, stride: int, pad: int) -> nn.Sequential:
@@ -268,6 +273,8 @@ class Features(nn.Module):
             return nn.Sequential(conv, *norm, activation())
 
         super().__init__()
+        if args.batch_norm and args.model == "linear":
+            fail("--batch-norm stands between convolutions, and --model linear has none")
         activation = {"relu": nn.ReLU, "silu": nn.SiLU}[args.activation]
         self.difference = args.model == "linear"
         if args.model == "linear":
@@ -787,7 +794,8 @@ class Interrupt:
         if finished:
             print(f"done: {run_dir}")
         else:
-            print(f"saved step {run.env_step}; go on with: python {sys.argv[0]} --resume {run_dir}")
+            command = shlex.join([sys.executable, sys.argv[0], "--resume", str(run_dir)])
+            print(f"saved step {run.env_step}; go on with: {command}")
             raise SystemExit(128 + self.number)
 
 
@@ -830,8 +838,8 @@ AT_LEAST_1 = """total_timesteps num_envs chunk_size temperature_decay_episodes e
 AT_LEAST_0 = """seed learning_rate weight_decay entropy_coef value_coef max_grad_norm
     temperature_init temperature_min"""
 FROM_0_TO_1 = "gamma gae_lambda sticky_actions"
-FIXED = """env_id seed num_envs model batch_norm norm_obs sticky_actions full_action_space
-    max_episode_frames"""
+FIXED = """env_id seed num_envs model activation batch_norm norm_obs sticky_actions
+    full_action_space max_episode_frames"""
 UNSEEN = "seed sticky_actions"  # of these, what an evaluation may change all the same
 FLOORS = "untrained", "random"  # policies that need no checkpoint
 
@@ -876,6 +884,7 @@ def play(args: Args, checkpoint: dict[str, Any] | None, path: Path | None) -> No
     agent = Agent(num_actions, args).to(args.device)
     policy = agent.player(args.eval_episodes)
     if args.evaluate == "random":
+        args.greedy_eval = False  # of equal logits none is the likeliest
         policy = lambda obs: torch.zeros(len(obs), num_actions, device=obs.device)  # noqa: E731
     env_step, videos = 0, Path("videos")
     if checkpoint and path:
@@ -894,8 +903,8 @@ def play(args: Args, checkpoint: dict[str, Any] | None, path: Path | None) -> No
 def main() -> None:
     """Read the flags; beside --resume and --evaluate, those not given are the run's own."""
     args, checkpoint, path = tyro.cli(Args), None, None
-    if args.resume and (args.run_dir or args.evaluate):
-        fail("--resume goes on in the run's own folder, and takes no --run-dir and no --evaluate")
+    if sum(value is not None for value in (args.resume, args.evaluate, args.run_dir)) > 1:
+        fail("give one of --resume, --evaluate and --run-dir: the first two name a run themselves")
     if args.resume:
         path = args.resume / "checkpoint.pt"
     elif args.evaluate not in (None, *FLOORS):

@@ -18,6 +18,7 @@ import dataclasses
 import json
 import math
 import os
+import shlex
 import shutil
 import signal
 import sys
@@ -481,8 +482,8 @@ def train(args: Args, checkpoint: dict[str, Any] | None = None) -> Path:
             if args.stop_at_return is not None and len(run.evaluations) >= 3:
                 finished |= min(run.evaluations[-3:]) >= args.stop_at_return
 
-        # Save where an episode ends: all that most environments then are, is a generator's state,
-        # so that with one of them a resumed run equals one that was never interrupted.
+        # Save where an episode ends: between two of them most environments hold nothing but a
+        # generator's state, so that a resumed run equals one that was never interrupted.
         due = run.env_step - saved_at >= args.save_interval or interrupt.number
         overdue = run.env_step - saved_at >= 2 * args.save_interval  # episodes that do not end
         if finished or (due and ended.any()) or overdue:
@@ -517,7 +518,8 @@ def evaluate(
     """
     returns, lengths, frames = [], [], []
     for episode in range(args.eval_episodes):
-        obs, _ = env.reset(seed=args.seed + 10_000 + env_step + episode)
+        seed = np.random.SeedSequence((args.seed, 10_000, env_step, episode))
+        obs, _ = env.reset(seed=int(seed.generate_state(1)[0]))
         episodic_return, length, ended = 0.0, 0, False
         while not ended:
             if args.capture_video and episode == 0:
@@ -748,7 +750,8 @@ class Interrupt:
         if finished:
             print(f"done: {run_dir}")
         else:
-            print(f"saved step {run.env_step}; go on with: python {sys.argv[0]} --resume {run_dir}")
+            command = shlex.join([sys.executable, sys.argv[0], "--resume", str(run_dir)])
+            print(f"saved step {run.env_step}; go on with: {command}")
             raise SystemExit(128 + self.number)
 
 
@@ -855,8 +858,8 @@ def play(args: Args, checkpoint: dict[str, Any] | None, path: Path | None) -> No
 def main() -> None:
     """Read the flags; beside --resume and --evaluate, those not given are the run's own."""
     args, checkpoint, path = tyro.cli(Args), None, None
-    if args.resume and (args.run_dir or args.evaluate):
-        fail("--resume goes on in the run's own folder, and takes no --run-dir and no --evaluate")
+    if sum(value is not None for value in (args.resume, args.evaluate, args.run_dir)) > 1:
+        fail("give one of --resume, --evaluate and --run-dir: the first two name a run themselves")
     if args.resume:
         path = args.resume / "checkpoint.pt"
     elif args.evaluate not in (None, *FLOORS):

@@ -31,6 +31,7 @@ import math
 import multiprocessing
 import os
 import pkgutil
+import shlex
 import shutil
 import signal
 import sys
@@ -1389,7 +1390,8 @@ class Interrupt:
         if finished:
             print(f"done: {run_dir}")
         else:
-            print(f"saved step {run.env_step}; go on with: python {sys.argv[0]} --resume {run_dir}")
+            command = shlex.join([sys.executable, sys.argv[0], "--resume", str(run_dir)])
+            print(f"saved step {run.env_step}; go on with: {command}")
             raise SystemExit(128 + self.number)
 
 
@@ -1508,8 +1510,8 @@ def floor(name: str, env: MultiAgentEnv) -> Callable[[Tensor], Tensor]:
 def main() -> None:
     """Read the flags; beside --resume and --evaluate, those not given are the run's own."""
     args, checkpoint, path = tyro.cli(Args), None, None
-    if args.resume and (args.run_dir or args.evaluate):
-        fail("--resume goes on in the run's own folder, and takes no --run-dir and no --evaluate")
+    if sum(value is not None for value in (args.resume, args.evaluate, args.run_dir)) > 1:
+        fail("give one of --resume, --evaluate and --run-dir: the first two name a run themselves")
     if args.resume:
         path = args.resume / "checkpoint.pt"
     elif args.evaluate not in (None, *FLOORS):

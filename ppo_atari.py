@@ -3,12 +3,12 @@
 A policy plays for a while; then every action that turned out better than expected is made more
 likely, and every worse one less so. "Proximal": the data are used several times over, which goes
 well only near the policy that gathered them, so a clipped objective takes away the reason to
-move an action's probability further than a few percent.
+move an action's probability by more than a tenth.
 
 Paper: Schulman et al. 2017, Proximal Policy Optimization Algorithms, arXiv:1707.06347
 Run:   python ppo_atari.py --env-id ALE/Pong-v5
        torchrun --nproc-per-node 2 ppo_atari.py    (several GPUs, or several nodes)
-Score: Pong 20 (three seeds), Breakout 42 (one) after 2M steps, 95 and 105 minutes each
+Score: Pong 20 (three seeds), Breakout 42 (one) after 2M steps, 94 to 106 minutes each
        (benchmark/studies/ppo_atari.sh)
 Watch: tensorboard --logdir runs
 """
@@ -19,6 +19,7 @@ import dataclasses
 import json
 import math
 import os
+import shlex
 import shutil
 import signal
 import sys
@@ -60,15 +61,15 @@ class Args:
     max_episode_frames: int = 108_000  # a game is cut off here, after half an hour of play
     norm_obs: bool = True  # centre every pixel on its mean, see Standardise; else pixels / 255
 
-    # Learning. The defaults are those of the paper's Atari runs.
+    # Learning. The defaults are those of OpenAI's code, which differ a little from the paper's.
     num_steps: int = 128  # steps of every game between two learning phases
-    num_minibatches: int = 4  # parts that these steps are learnt from in
+    num_minibatches: int = 4  # parts into which these steps are split for learning
     update_epochs: int = 4  # passes over these steps
     learning_rate: float = 2.5e-4  # Adam's step size
     anneal_lr: bool = True  # let it fall to 0 over the run, linearly
     gamma: float = 0.99  # discount per step
     gae_lambda: float = 0.95  # 0: advantages from one step, biased; 1: from all, noisy
-    clip_coef: float = 0.1  # how far from 1 a probability ratio may be pushed
+    clip_coef: float = 0.1  # a ratio further than this from 1 gains nothing more
     clip_value_loss: bool = True  # clip the value's change likewise, as OpenAI's code does
     norm_advantage: bool = True  # advantages of a minibatch with mean 0 and deviation 1
     entropy_coef: float = 0.01  # weight of the entropy bonus
@@ -250,7 +251,7 @@ class Standardise(nn.Module):
             self.mean.lerp_(mean, 1 / self.calls)
             self.square.lerp_(square, 1 / self.calls)
             variance = self.square - self.mean.square().mean()
-            self.deviation.copy_(variance.sqrt().clamp(min=1.0))
+            self.deviation.copy_(variance.clamp(min=1.0).sqrt())  # rounding may leave it below 0
 
 
 # [/shared]
@@ -281,7 +282,9 @@ class ActorCritic(nn.Module):
         """uint8 frames [B, 4, 84, 84] -> logits of the actions [B, A], value [B]."""
         pixels = obs.to(memory_format=torch.channels_last)
         features = self.features(self.standardise(pixels))
-        return self.policy(features).float(), self.value(features).float().squeeze(1)
+        with torch.autocast(obs.device.type, enabled=False):  # bfloat16's 8 bits are too few here
+            features = features.float()
+            return self.policy(features), self.value(features).squeeze(1)
 
 
 class Batch(NamedTuple):
@@ -325,9 +328,9 @@ class Rollout:
 
     def __init__(self, num_envs: int, args: Args) -> None:
         shape, device = (args.num_steps, num_envs), args.device
-        if num_envs * args.num_steps % args.num_minibatches:
-            steps = num_envs * args.num_steps
-            fail(f"--num-minibatches is {args.num_minibatches}, and must divide {steps} steps")
+        steps, parts = num_envs * args.num_steps, args.num_minibatches
+        if steps % parts or steps < 2 * parts:
+            fail(f"--num-minibatches is {parts}, and must divide {steps} steps into 2 or more each")
         # [T, N, 84, 84, 4]: the four frames last, as the convolutions read them in memory.
         self.obs = torch.zeros(*shape, *FRAME, 4, dtype=torch.uint8, device=device)
         self.action = torch.zeros(shape, dtype=torch.int64, device=device)
@@ -466,7 +469,10 @@ class Agent(nn.Module):
         self.optimizer.step([grad * scale for grad in grads])
 
     def player(self, num_games: int) -> Callable[[Tensor], Tensor]:
-        """The policy for num_games new games side by side: obs [N, 4, 84, 84] -> logits [N, A]."""
+        """The policy for new games side by side, of whose number only one with a memory makes use.
+
+        obs [N, 4, 84, 84] -> logits [N, A].
+        """
         return lambda obs: self.net(obs)[0]
 
 
@@ -559,13 +565,14 @@ def train(args: Args, checkpoint: dict[str, Any] | None = None) -> Path:
                 step(ranks.mean(grads))
                 run.updates += 1
                 logs.append(log)
-            if args.target_kl and ranks.mean([log["approx_kl"]])[0] > args.target_kl:
+            kl = log["approx_kl"]
+            if args.target_kl is not None and ranks.mean([kl])[0] > args.target_kl:
                 break
 
         # Only now: in every pass the policy had to see what it saw when it played.
         agent.net.standardise.update(data.obs[..., -1], ranks.mean)  # the newest of four frames
 
-        # Log, once for all ranks
+        # Log: the games of all ranks, the losses of the first one's share
         finished = run.env_step >= args.total_timesteps
         played = ranks.gather((rewards, ended))
         if ranks.rank == 0:
@@ -851,7 +858,8 @@ class Interrupt:
         if finished:
             print(f"done: {run_dir}")
         else:
-            print(f"saved step {run.env_step}; go on with: python {sys.argv[0]} --resume {run_dir}")
+            command = shlex.join([sys.executable, sys.argv[0], "--resume", str(run_dir)])
+            print(f"saved step {run.env_step}; go on with: {command}")
             raise SystemExit(128 + self.number)
 
 
@@ -939,6 +947,7 @@ def play(args: Args, checkpoint: dict[str, Any] | None, path: Path | None) -> No
     agent = Agent(num_actions, args).to(args.device)
     policy = agent.player(args.eval_episodes)
     if args.evaluate == "random":
+        args.greedy_eval = False  # of equal logits none is the likeliest
         policy = lambda obs: torch.zeros(len(obs), num_actions, device=obs.device)  # noqa: E731
     env_step, videos = 0, Path("videos")
     if checkpoint and path:
@@ -957,8 +966,8 @@ def play(args: Args, checkpoint: dict[str, Any] | None, path: Path | None) -> No
 def main() -> None:
     """Read the flags; beside --resume and --evaluate, those not given are the run's own."""
     args, checkpoint, path = tyro.cli(Args), None, None
-    if args.resume and (args.run_dir or args.evaluate):
-        fail("--resume goes on in the run's own folder, and takes no --run-dir and no --evaluate")
+    if sum(value is not None for value in (args.resume, args.evaluate, args.run_dir)) > 1:
+        fail("give one of --resume, --evaluate and --run-dir: the first two name a run themselves")
     if args.resume:
         path = args.resume / "checkpoint.pt"
     elif args.evaluate not in (None, *FLOORS):

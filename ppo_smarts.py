@@ -25,6 +25,7 @@ import math
 import multiprocessing
 import os
 import pkgutil
+import shlex
 import shutil
 import signal
 import sys
@@ -81,7 +82,7 @@ class Args:
     gamma: float = 0.99  # discount per step
     gae_lambda: float = 0.95  # 0: advantages from one step, biased; 1: from all, noisy
     reward_scale: float = 0.1  # rewards are multiplied by this for learning
-    clip_coef: float = 0.2  # how far from 1 a probability ratio may be pushed
+    clip_coef: float = 0.2  # a ratio further than this from 1 gains nothing more
     clip_value_loss: bool = False  # clip the value's change likewise, as OpenAI's code does
     norm_advantage: bool = True  # advantages of a minibatch with mean 0 and deviation 1
     entropy_coef: float = 0.01  # weight of the entropy bonus
@@ -731,7 +732,7 @@ def train(args: Args, checkpoint: dict[str, Any] | None = None) -> Path:
             for index in order.chunk(args.num_minibatches):
                 logs.append(update(Batch(*(part[index] for part in data))))
                 run.updates += 1
-            if args.target_kl and logs[-1]["approx_kl"] > args.target_kl:
+            if args.target_kl is not None and logs[-1]["approx_kl"] > args.target_kl:
                 break
 
         # Log
@@ -1033,7 +1034,8 @@ class Interrupt:
         if finished:
             print(f"done: {run_dir}")
         else:
-            print(f"saved step {run.env_step}; go on with: python {sys.argv[0]} --resume {run_dir}")
+            command = shlex.join([sys.executable, sys.argv[0], "--resume", str(run_dir)])
+            print(f"saved step {run.env_step}; go on with: {command}")
             raise SystemExit(128 + self.number)
 
 
@@ -1149,8 +1151,8 @@ def floor(name: str, env: MultiAgentEnv) -> Callable[[Tensor], Tensor]:
 def main() -> None:
     """Read the flags; beside --resume and --evaluate, those not given are the run's own."""
     args, checkpoint, path = tyro.cli(Args), None, None
-    if args.resume and (args.run_dir or args.evaluate):
-        fail("--resume goes on in the run's own folder, and takes no --run-dir and no --evaluate")
+    if sum(value is not None for value in (args.resume, args.evaluate, args.run_dir)) > 1:
+        fail("give one of --resume, --evaluate and --run-dir: the first two name a run themselves")
     if args.resume:
         path = args.resume / "checkpoint.pt"
     elif args.evaluate not in (None, *FLOORS):

@@ -409,10 +409,14 @@ BAD: dict[str, list[tuple[dict[str, Any], list[str]]]] = {
         ({"max_episode_frames": 0}, ["--max-episode-frames", "0", "between 1"]),
         ({"sticky_actions": 1.5}, ["--sticky-actions", "1.5", "between 0 and 1"]),
     ],
-    "ppo_atari": [({"num_minibatches": 3}, ["--num-minibatches is 3", "must divide 64"])],
+    "ppo_atari": [
+        ({"num_minibatches": 3}, ["--num-minibatches is 3", "must divide 64"]),
+        ({"num_minibatches": 64}, ["--num-minibatches is 64", "2 or more each"]),
+    ],
     "a2c_lstm_atari": [
         ({"temperature_init": 0.0, "temperature_min": 0.0}, ["--temperature-min is 0", "above 0"]),
         ({"temperature_init": 0.5}, ["--temperature-min is 1", "--temperature-init"]),
+        ({"model": "linear", "batch_norm": True}, ["--batch-norm", "--model linear"]),
     ],
     "smarts": [
         ({"env_id": "mpe2/simple_spred_v3"}, ["simple_spred", "did you mean", "simple_spread_v3"]),
@@ -435,7 +439,7 @@ BAD_ANYWHERE: list[tuple[dict[str, Any], list[str]]] = [
     ({"num_envs": 0}, ["--num-envs", "0", "between 1"]),
     ({"seed": 2**31}, ["--seed is 2147483648", "between 0 and 2147483647"]),
     ({"resume": "nowhere"}, ["nowhere", "run folder"]),
-    ({"resume": "one", "run_dir": "other"}, ["--resume", "--run-dir", "--evaluate"]),
+    ({"resume": "one", "run_dir": "other"}, ["--resume, --evaluate and --run-dir"]),
     ({"evaluate": "nowhere"}, ["nowhere", "run folder"]),
     ({"evaluate": "nowhere.pt"}, ["nowhere.pt"]),
 ]

@@ -304,6 +304,16 @@ def test_a_compiled_update_equals_the_plain_one_and_moves_the_weights() -> None:
         assert not torch.equal(old, fast)
 
 
+@pytest.mark.parametrize("seed", range(10))
+def test_a_screen_that_never_changes_has_a_deviation_that_is_a_number(seed: int) -> None:
+    torch.manual_seed(seed)
+    standardise = ppo.Standardise(84, 84, make_args(ppo))
+    screens = torch.randint(0, 256, (84, 84), dtype=torch.uint8).expand(20, -1, -1)
+    for _ in range(20):
+        standardise.update(screens)
+        assert standardise.deviation == 1
+
+
 # Several ranks
 
 TWO_RANKS = """

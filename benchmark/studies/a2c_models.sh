@@ -1,6 +1,6 @@
 #!/usr/bin/env bash
 # A2C's three models: the difference of two frames, a stack of four frames, and an LSTM behind it;
-# each as the study's single agent, with one game and an update every 768 steps.
+# each with one game and an update every 768 steps.
 #
 #   benchmark/studies/a2c_models.sh --workers 4    any flag of run.sh; --smoke for a quick trial
 #   python benchmark/plot.py runs/a2c_models --out benchmark/results/a2c_models

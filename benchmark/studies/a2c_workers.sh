@@ -1,5 +1,6 @@
 #!/usr/bin/env bash
-# A2C with 1, 4 and 16 games side by side, beside asynchronous runs with as many workers.
+# A2C with 1, 4 and 16 games side by side; published asynchronous runs with as many workers are in
+# benchmark/results/README.md.
 #
 #   benchmark/studies/a2c_workers.sh --workers 4    any flag of run.sh; --smoke for a quick trial
 #   python benchmark/plot.py runs/a2c_workers --out benchmark/results/a2c_workers

@@ -1,6 +1,6 @@
 #!/usr/bin/env bash
-# PPO on Pong and Breakout at budgets that a CPU reaches; for the figures that are published, add
-# "--total-timesteps 10000000" behind "--".
+# PPO on Pong and Breakout at budgets that a CPU reaches; for the published
+# figures, write 10000000 in place of 2000000 below, and take another --runs-dir.
 #
 #   benchmark/studies/ppo_atari.sh --workers 2         any flag of run.sh; --smoke for a quick trial
 #   python benchmark/plot.py runs/ppo_atari --out benchmark/results/ppo_atari

@@ -47,8 +47,8 @@ FRAME = (105, 80)  # half the screen's 210 x 160; of its rows, 17 to 97 show the
 
 @dataclass
 class Args:
-    # Task. Every length below is in environment steps, summed over all parallel environments; a
-    # step is four frames.
+    # Task. Lengths are in environment steps, summed over all parallel environments, if nothing else
+    # is said; a step is four frames.
     env_id: str = "ALE/Pong-v5"  # any of ALE's games
     total_timesteps: int = 10_000_000  # length of the training
     num_envs: int = 16  # games played side by side
@@ -63,7 +63,7 @@ class Args:
     # Network
     model: Literal["linear", "cnn", "cnn-lstm"] = "cnn-lstm"  # see the class Features
     activation: Literal["relu", "silu"] = "relu"  # between the layers
-    batch_norm: bool = False  # between convolutions; acting and learning then see other statistics
+    batch_norm: bool = False  # between convolutions; acting and learning use different statistics
 
     # Learning
     chunk_size: int = 20  # steps of every game from one update to the next, and of its gradient
@@ -193,7 +193,7 @@ class AtariGames:
         return {"seeds": self.seeds.tolist(), "history": history, "generator": generator}
 
     def restore(self, state: dict[str, Any]) -> None:
-        """Play again what state holds; those with less to play wait, so that all end together."""
+        """Replay what state holds; games with less to replay wait, so that all end together."""
         todo = [history.tolist()[::-1] for history in state["history"]]  # the next move comes last
         seeds, moves = np.array(state["seeds"]), [sum(m >= 0 for m in moves) for moves in todo]
         wait = max(moves) - np.array(moves)
@@ -235,7 +235,7 @@ class Standardise(nn.Module):
         self.mean = nn.Buffer(torch.zeros(1, 4, height, width))
         self.deviation = nn.Buffer(torch.tensor(255.0))
         self.square = nn.Buffer(torch.zeros(()))  # the mean square of all pixels
-        self.calls = nn.Buffer(torch.zeros(()))  # of update, each of which counts alike
+        self.calls = nn.Buffer(torch.zeros(()))  # of update; every call counts alike
 
     def forward(self, obs: Tensor) -> Tensor:
         """Bytes [B, 4, H, W] -> numbers [B, 4, H, W], about 0 where nothing moves."""
@@ -342,7 +342,7 @@ class ActorCritic(nn.Module):
 
 
 class Chunk(NamedTuple):
-    """chunk_size steps of N games, and the memory that they began with."""
+    """chunk_size steps of N games, and the memory before the first of them."""
 
     obs: Tensor  # [T, N, 4, 105, 80] uint8
     begins: Tensor  # [T, N], true where obs is the first of a game

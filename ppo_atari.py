@@ -48,8 +48,8 @@ FRAME = (84, 84)  # height and width of what the network sees
 
 @dataclass
 class Args:
-    # Task. Every length below is in environment steps, summed over all parallel environments; a
-    # step is four frames. With torchrun the ranks share the environments and the minibatches.
+    # Task. Lengths are in environment steps, summed over all parallel environments, if nothing else
+    # is said; a step is four frames. With torchrun the ranks share environments and minibatches.
     env_id: str = "ALE/Pong-v5"  # any of ALE's games
     total_timesteps: int = 10_000_000  # length of the training
     num_envs: int = 8  # games played side by side
@@ -189,7 +189,7 @@ class AtariGames:
         return {"seeds": self.seeds.tolist(), "history": history, "generator": generator}
 
     def restore(self, state: dict[str, Any]) -> None:
-        """Play again what state holds; those with less to play wait, so that all end together."""
+        """Replay what state holds; games with less to replay wait, so that all end together."""
         todo = [history.tolist()[::-1] for history in state["history"]]  # the next move comes last
         seeds, moves = np.array(state["seeds"]), [sum(m >= 0 for m in moves) for moves in todo]
         wait = max(moves) - np.array(moves)
@@ -231,7 +231,7 @@ class Standardise(nn.Module):
         self.mean = nn.Buffer(torch.zeros(1, 4, height, width))
         self.deviation = nn.Buffer(torch.tensor(255.0))
         self.square = nn.Buffer(torch.zeros(()))  # the mean square of all pixels
-        self.calls = nn.Buffer(torch.zeros(()))  # of update, each of which counts alike
+        self.calls = nn.Buffer(torch.zeros(()))  # of update; every call counts alike
 
     def forward(self, obs: Tensor) -> Tensor:
         """Bytes [B, 4, H, W] -> numbers [B, 4, H, W], about 0 where nothing moves."""

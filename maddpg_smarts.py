@@ -228,7 +228,7 @@ class MultiAgentEnv:
                 flat: Any = gym.spaces.flatten(self.env.observation_space(name), obs[name])
                 last_obs[i, : len(flat)] = flat
                 task_over = terminated.get(name, False)
-                # Told both, the task has ended: nothing more can be earned.
+                # Of both, the end of the task counts: nothing more can be earned.
                 parts[:, i] = reward[name], task_over, truncated.get(name, False) and not task_over
         rewards, over, cut_off = parts[0], parts[1] > 0, parts[2] > 0
         live = self.live & ~over & ~cut_off
@@ -310,8 +310,8 @@ class Apart(MultiAgentEnv):
 
 def serve(pipe: Connection, args: Args, film: bool) -> None:
     """Run an environment for another process: answer what it asks, until it hangs up."""
-    # Ctrl-C goes to the whole process group and would kill SUMO; but a run that is told to end must
-    # first finish its step, and save.
+    # Ctrl-C goes to the whole process group and would kill SUMO, while the run must first finish
+    # its step and save.
     os.setsid()
     signal.signal(signal.SIGTERM, signal.SIG_IGN)
     try:
@@ -993,7 +993,7 @@ class Cluster:
         else:  # with more processes than processors they take turns
             ray.init("local", num_cpus=sum(count.values()), include_dashboard=False, **quiet)
         self.started = env_step  # a resumed run's collectors get other seeds
-        self.deaths = dict.fromkeys(count, 0)  # one after the other
+        self.deaths = dict.fromkeys(count, 0)  # in a row, of each kind
         self.idle = {kind: [self.start(kind) for _ in range(n)] for kind, n in count.items()}
         self.working: dict[Any, tuple] = {}  # what Ray promised: kind, worker, places of the batch
         self.gradients: list[tuple] = []  # have arrived and are not applied yet

@@ -469,9 +469,9 @@ class Agent(nn.Module):
         self.optimizer.step([grad * scale for grad in grads])
 
     def player(self, num_games: int) -> Callable[[Tensor], Tensor]:
-        """The policy for new games side by side, of whose number only one with a memory makes use.
+        """The policy for num_games new games side by side: obs [N, 4, 84, 84] -> logits [N, A].
 
-        obs [N, 4, 84, 84] -> logits [N, A].
+        Without a memory it need not know how many there are.
         """
         return lambda obs: self.net(obs)[0]
 

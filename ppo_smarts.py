@@ -208,7 +208,7 @@ class MultiAgentEnv:
                 flat: Any = gym.spaces.flatten(self.env.observation_space(name), obs[name])
                 last_obs[i, : len(flat)] = flat
                 task_over = terminated.get(name, False)
-                # Told both, the task has ended: nothing more can be earned.
+                # Of both, the end of the task counts: nothing more can be earned.
                 parts[:, i] = reward[name], task_over, truncated.get(name, False) and not task_over
         rewards, over, cut_off = parts[0], parts[1] > 0, parts[2] > 0
         live = self.live & ~over & ~cut_off
@@ -290,8 +290,8 @@ class Apart(MultiAgentEnv):
 
 def serve(pipe: Connection, args: Args, film: bool) -> None:
     """Run an environment for another process: answer what it asks, until it hangs up."""
-    # Ctrl-C goes to the whole process group and would kill SUMO; but a run that is told to end must
-    # first finish its step, and save.
+    # Ctrl-C goes to the whole process group and would kill SUMO, while the run must first finish
+    # its step and save.
     os.setsid()
     signal.signal(signal.SIGTERM, signal.SIG_IGN)
     try:

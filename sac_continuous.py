@@ -72,7 +72,7 @@ class Args:
     buffer_size: int = 300_000  # transitions remembered; the oldest are overwritten
     learning_starts: int = 10_000  # steps of uniform random actions before the first update
     updates_per_step: int = 1  # updates per environment step
-    update_every: int = 1  # steps from one round of updates to the next, all in a row
+    update_every: int = 1  # steps between rounds of updates; a round makes up for all of them
 
     # Temperature: what a nat of entropy is worth in reward
     autotune: bool = True  # learn it; otherwise it stays at alpha

@@ -20,6 +20,7 @@ from conftest import (
     ROOT,
     Probe,
     Run,
+    atari_only,
     continuous_only,
     curves,
     flags,
@@ -338,6 +339,25 @@ def test_a_policy_is_evaluated_on_other_episodes_with_another_seed(
         assert outputs[0] != outputs[2]
 
 
+def test_evaluations_share_no_episodes(script: ModuleType, tmp_path: Path) -> None:
+    if kind(script) == "atari":
+        pytest.skip("its games all begin at once, with generators in place of seeds")
+    args = make_args(script, eval_episodes=10)
+    env = script.make_env(*([args] if kind(script) == "smarts" else [args.env_id]))
+    reset, seeds = env.reset, []
+
+    def note(*arguments: int, **named: int) -> Any:
+        seeds.extend([*arguments, *named.values()])
+        return reset(*arguments, **named)
+
+    env.reset = note
+    action = torch.zeros(3, dtype=torch.int64) if kind(script) == "smarts" else torch.zeros(1, 1)
+    for seed, env_step in (1, 100), (2, 100), (1, 101):  # neighbours
+        args.seed = seed
+        script.evaluate(lambda obs: action, env, args, env_step, tmp_path)
+    assert len(set(seeds)) == len(seeds) == 30
+
+
 def test_evaluate_plays_an_untrained_and_a_random_policy(
     script: ModuleType, tmp_path: Path
 ) -> None:
@@ -350,6 +370,21 @@ def test_evaluate_plays_an_untrained_and_a_random_policy(
     if kind(script) != "atari":  # in Pong an untrained policy is as good as random
         assert values[0] != values[1]
     assert not list(tmp_path.glob("runs"))
+
+
+@atari_only
+def test_a_random_policy_draws_its_actions_whatever_the_flags(
+    script: ModuleType, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    step, taken = script.AtariGames.step, set[int]()
+
+    def note(games: Any, action: torch.Tensor) -> Any:
+        taken.update(action.tolist())
+        return step(games, action)
+
+    monkeypatch.setattr(script.AtariGames, "step", note)
+    script.play(make_args(script, evaluate="random", greedy_eval=True), None, None)
+    assert taken == set(range(6))
 
 
 def assert_film(path: Path, length: int) -> None:
@@ -432,6 +467,8 @@ OTHER_NETWORK_OR_WORLD = {  # flags of a resumed run, and what is said of them
     "continuous": ("--layer-norm", "layer_norm False"),
     "atari": ("--no-norm-obs", "norm_obs True"),
     "smarts": ("--horizon 7", "horizon 400"),
+    "sac_continuous": ("--alpha 0.5", "alpha 0.2"),
+    "a2c_lstm_atari": ("--activation silu", "activation relu"),
 }
 BAD_ANYWHERE: list[tuple[dict[str, Any], list[str]]] = [
     ({"gamma": 2.0}, ["--gamma", "2.0", "between 0 and 1"]),
@@ -478,8 +515,9 @@ def test_unusable_run_folders_end_in_one_sentence(
     assert_refused(script, ["--resume", "run"], tmp_path, "finished", "--total-timesteps")
     other_env = [*go_on, "--env-id", "ALE/Breakout-v5"]
     assert_refused(script, other_env, tmp_path, "env_id", make_args(script).env_id)
-    flag, reason = OTHER_NETWORK_OR_WORLD[kind(script)]
-    assert_refused(script, [*go_on, *flag.split()], tmp_path, reason, "cannot be changed")
+    for name in {kind(script), script.__name__} & OTHER_NETWORK_OR_WORLD.keys():
+        flag, reason = OTHER_NETWORK_OR_WORLD[name]
+        assert_refused(script, [*go_on, *flag.split()], tmp_path, reason, "cannot be changed")
 
     checkpoint = torch.load(path)
     renamed = {f"old.{name}": weight for name, weight in checkpoint["agent"].items()}

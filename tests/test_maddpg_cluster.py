@@ -6,6 +6,7 @@ import os
 import signal
 import sys
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
@@ -158,6 +159,36 @@ def test_a_killed_collector_is_replaced_and_the_run_goes_on(
     start = maddpg.Agent(maddpg.make_env(args), args).state_dict()
     assert all(torch.isfinite(p).all() for p in checkpoint["agent"].values())
     assert checkpoint["agent"]["actor_optimizer.t"] == run["updates"] and start.keys()
+
+
+def test_a_kind_that_dies_six_times_in_a_row_ends_the_run_though_the_other_kind_lives(
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    class Worker:
+        collect = SimpleNamespace(remote=lambda *_: object())
+
+    def get(promise: Any) -> Any:
+        if promise not in learnt:
+            raise ray.exceptions.RayError("out of memory")
+
+    cluster = object.__new__(maddpg.Cluster)  # no super().__init__(): there is no Ray behind
+    learnt = [object() for _ in range(20)]
+    fake_ray: Any = SimpleNamespace(
+        wait=lambda promises, timeout: (promises[:2], []), get=get, exceptions=ray.exceptions
+    )
+    cluster.ray = fake_ray
+    cluster.agent = SimpleNamespace(actor=torch.nn.Linear(1, 1))  # type: ignore[assignment]
+    cluster.deaths = {maddpg.Collector: 0, maddpg.Learner: 0}
+    cluster.idle = {maddpg.Collector: [Worker()], maddpg.Learner: []}
+    cluster.gradients, cluster.working = [], {}
+    cluster.start = lambda kind: Worker()  # type: ignore[method-assign]
+    with pytest.raises(SystemExit, match="1"):
+        for promise in learnt:
+            cluster.working[promise] = (maddpg.Learner, Worker(), None)
+            cluster.play(1.0, False)
+    err = capsys.readouterr().err
+    assert err.count("a Collector died and is replaced (out of memory)") == 5
+    assert "a Collector died, the sixth in a row: out of memory" in err
 
 
 def test_without_the_flags_nothing_imports_ray(tmp_path: Path) -> None:

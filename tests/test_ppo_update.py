@@ -7,6 +7,7 @@ import os
 import subprocess
 import sys
 from pathlib import Path
+from types import ModuleType
 from typing import Any
 
 import ale_py
@@ -462,3 +463,16 @@ def test_rewards_are_the_raw_scores_of_the_game() -> None:
     games = ppo.AtariGames(args, 4, [1])
     rewards = np.stack([games.step(torch.randint(6, (4,)))[0] for _ in range(200)])
     assert set(np.unique(rewards)) > {0.0, 5.0}, "an invader of the lowest row is worth 5 points"
+
+
+@pytest.mark.parametrize("script", ["ppo_atari", "ppo_smarts"], indirect=True)
+def test_a_policy_that_has_moved_too_far_ends_the_learning_phase(
+    script: ModuleType, tmp_path: Path
+) -> None:
+    updates = []
+    for target_kl in None, 1e9, 0.0:
+        args = make_args(script, target_kl=target_kl, run_dir=tmp_path / f"{target_kl}")
+        path = script.train(args) / "checkpoint.pt"
+        updates.append(script.load_checkpoint(path)["run"]["updates"])
+    # One pass of two, but where the policy has moved by less than float32 can tell.
+    assert updates[0] == updates[1] and 0.5 <= updates[2] / updates[0] < 0.6

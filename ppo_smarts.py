@@ -8,7 +8,7 @@ until the next episode, and nothing is learnt from its empty time.
 Paper: Schulman et al. 2017, Proximal Policy Optimization Algorithms, arXiv:1707.06347
 Run:   python ppo_smarts.py                                    (SMARTS, see requirements-smarts.txt)
        python ppo_smarts.py --env-id mpe2/simple_spread_v3 --num-envs 8 --num-steps 128
-Score: light traffic, 80% of the cars cross after 20,000 steps with one seed, 53% after 82,000 with
+Score: light traffic, 80% of the cars cross after 20,000 steps with one seed, 52% after 100,000 with
        another; of cars that only keep their lane 52%, and half of them crash
 Watch: tensorboard --logdir runs
 """

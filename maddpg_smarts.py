@@ -254,7 +254,7 @@ def episode_seed(*numbers: int) -> int:
     return int(np.random.SeedSequence(numbers).generate_state(1)[0])
 
 
-class Apart(MultiAgentEnv):
+class SubprocessEnv(MultiAgentEnv):
     """The same in a process of its own, started with PYTHONHASHSEED=0.
 
     SMARTS needs that: the order in Python's sets, and with it what it computes, would differ from
@@ -367,7 +367,7 @@ def make_parallel(args: Args, film: bool) -> Any:
 
 def make_env(args: Args, film: bool = False) -> MultiAgentEnv:
     """The environment of --env-id, SMARTS in a process of its own."""
-    return (Apart if args.env_id.startswith("smarts/") else MultiAgentEnv)(args, film)
+    return (SubprocessEnv if args.env_id.startswith("smarts/") else MultiAgentEnv)(args, film)
 
 
 class Envs:
@@ -377,8 +377,8 @@ class Envs:
     environment's and the episode's.
     """
 
-    def __init__(self, args: Args, number: int = 0, apart: bool = True) -> None:
-        make = make_env if apart else MultiAgentEnv
+    def __init__(self, args: Args, number: int = 0, subprocesses: bool = True) -> None:
+        make = make_env if subprocesses else MultiAgentEnv
         self.seed = args.seed, number
         self.envs = [make(args) for _ in range(args.num_envs)]
         self.episodes = [0] * args.num_envs
@@ -941,7 +941,7 @@ class Collector:
 
     def __init__(self, agent: Agent, args: Args, number: int) -> None:
         torch.manual_seed(args.seed + number)
-        self.agent, self.args, self.envs = agent, args, Envs(args, number, apart=False)
+        self.agent, self.args, self.envs = agent, args, Envs(args, number, subprocesses=False)
 
     def collect(self, actor: dict, noise: float, at_random: bool) -> list[Transition]:
         """At least a hundred steps, with the newest actors."""
@@ -1000,7 +1000,7 @@ class Cluster:
 
     def start(self, kind: type) -> Any:
         self.started += 1
-        # What SMARTS computes depends on PYTHONHASHSEED; see Apart.
+        # What SMARTS computes depends on PYTHONHASHSEED; see SubprocessEnv.
         actor: Any = self.ray.remote(runtime_env={"env_vars": {"PYTHONHASHSEED": "0"}})(kind)
         return actor.remote(self.agent, self.args, self.started)
 
@@ -1454,7 +1454,7 @@ def check_args(args: Args) -> None:
     for names, low, high in (*ranges, ("seed", 0, 2**31 - 1)):
         for name in names.split():
             for value in np.atleast_1d(getattr(args, name)).tolist():
-                if not low <= value <= high:
+                if value is not None and not low <= value <= high:
                     flag = name.replace("_", "-")
                     fail(f"--{flag} is {value}, and must lie between {low} and {high}")
 

@@ -899,7 +899,7 @@ def to_tensor(array: np.ndarray, device: str) -> Tensor:
 # What a flag may be, and which flags a resumed run may not change.
 AT_LEAST_1 = """total_timesteps num_envs num_steps num_minibatches update_epochs eval_interval
     eval_episodes save_interval max_episode_frames"""
-AT_LEAST_0 = "seed learning_rate clip_coef entropy_coef value_coef max_grad_norm"
+AT_LEAST_0 = "seed learning_rate clip_coef entropy_coef value_coef max_grad_norm target_kl"
 FROM_0_TO_1 = "gamma gae_lambda sticky_actions"
 FIXED = """env_id seed num_envs num_steps norm_obs sticky_actions full_action_space
     max_episode_frames"""
@@ -920,7 +920,7 @@ def check_args(args: Args) -> None:
     for names, low, high in (*ranges, ("seed", 0, 2**31 - 1)):
         for name in names.split():
             for value in np.atleast_1d(getattr(args, name)).tolist():
-                if not low <= value <= high:
+                if value is not None and not low <= value <= high:
                     flag = name.replace("_", "-")
                     fail(f"--{flag} is {value}, and must lie between {low} and {high}")
 

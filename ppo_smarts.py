@@ -54,7 +54,7 @@ class Args:
     # Task. Every length below is in environment steps, summed over all parallel environments; in
     # one step all agents of an environment act.
     env_id: str = "smarts/intersection-4lane-v0"  # or PettingZoo's, as mpe2/simple_spread_v3
-    total_timesteps: int = 500_000  # length of the training
+    total_timesteps: int = 100_000  # length of the training
     num_envs: int = 1  # environments side by side; those of SMARTS in processes of their own
     seed: int = 1  # of the networks, the actions and the episodes
     action_type: Literal["lane", "continuous"] = "lane"  # choose a move, or steer; MPE has both
@@ -91,7 +91,7 @@ class Args:
     target_kl: float | None = None  # end a learning phase when the policy has moved this far
 
     # Evaluation, in an environment of its own. The return of an episode is the agents' sum.
-    eval_interval: int = 25_000  # steps from one evaluation to the next
+    eval_interval: int = 10_000  # steps from one evaluation to the next
     eval_episodes: int = 10  # episodes in an evaluation
     greedy_eval: bool = True  # the likeliest action, not a drawn one; a car may then wait for ever
     stop_at_return: float | None = None  # stop once the last 3 evaluations are all at least this
@@ -234,7 +234,7 @@ def episode_seed(*numbers: int) -> int:
     return int(np.random.SeedSequence(numbers).generate_state(1)[0])
 
 
-class Apart(MultiAgentEnv):
+class SubprocessEnv(MultiAgentEnv):
     """The same in a process of its own, started with PYTHONHASHSEED=0.
 
     SMARTS needs that: the order in Python's sets, and with it what it computes, would differ from
@@ -347,7 +347,7 @@ def make_parallel(args: Args, film: bool) -> Any:
 
 def make_env(args: Args, film: bool = False) -> MultiAgentEnv:
     """The environment of --env-id, SMARTS in a process of its own."""
-    return (Apart if args.env_id.startswith("smarts/") else MultiAgentEnv)(args, film)
+    return (SubprocessEnv if args.env_id.startswith("smarts/") else MultiAgentEnv)(args, film)
 
 
 class Envs:
@@ -357,8 +357,8 @@ class Envs:
     environment's and the episode's.
     """
 
-    def __init__(self, args: Args, number: int = 0, apart: bool = True) -> None:
-        make = make_env if apart else MultiAgentEnv
+    def __init__(self, args: Args, number: int = 0, subprocesses: bool = True) -> None:
+        make = make_env if subprocesses else MultiAgentEnv
         self.seed = args.seed, number
         self.envs = [make(args) for _ in range(args.num_envs)]
         self.episodes = [0] * args.num_envs
@@ -471,7 +471,7 @@ class ActorCritic(nn.Module):
             return policy.softmax(1).multinomial(1).squeeze(1)
         return policy + self.log_std.exp() * torch.randn_like(policy)
 
-    def best(self, policy: Tensor) -> Tensor:
+    def mode(self, policy: Tensor) -> Tensor:
         """The likeliest action of each."""
         return policy.argmax(1) if self.discrete else policy
 
@@ -537,8 +537,8 @@ class Rollout:
     def __init__(self, env: MultiAgentEnv, args: Args) -> None:
         shape, device = (args.num_steps, args.num_envs * len(env.names)), args.device
         if math.prod(shape) % args.num_minibatches:
-            steps = math.prod(shape)
-            fail(f"--num-minibatches is {args.num_minibatches}, and must divide {steps} steps")
+            samples = f"{math.prod(shape)} samples, a step of every agent each"
+            fail(f"--num-minibatches is {args.num_minibatches}, and must divide {samples}")
         self.obs = torch.zeros(*shape, env.obs_size, device=device)
         kind = torch.int64 if env.discrete else torch.float32
         size = () if env.discrete else (env.action_size,)
@@ -649,7 +649,7 @@ class Agent(nn.Module):
     def play(self, obs: Tensor) -> Tensor:
         """Actions as evaluated: the likeliest, or drawn."""
         policy, _ = self.net(obs)
-        return self.net.best(policy) if self.greedy else self.net.sample(policy)
+        return self.net.mode(policy) if self.greedy else self.net.sample(policy)
 
     def loss(self, batch: Batch) -> tuple[Tensor, dict[str, Tensor]]:
         """The paper's equation 9 over the live agents, to be minimised, and what to log."""
@@ -741,8 +741,9 @@ def train(args: Args, checkpoint: dict[str, Any] | None = None) -> Path:
             logger.step(start + (t + 1) * args.num_envs, rewards[t], over[t])
         losses = {name: torch.stack([log[name] for log in logs]).mean() for name in logs[0]}
         alive = data.live > 0
-        left = (data.returns - data.value)[alive].var()
-        losses["explained_variance"] = 1 - left / data.returns[alive].var().clamp(min=1e-8)
+        left = (data.returns - data.value)[alive].var(correction=0)
+        spread = data.returns[alive].var(correction=0)
+        losses["explained_variance"] = 1 - left / spread.clamp(min=1e-8)
         # What the last minibatch did to the weights shows in no loss yet.
         losses["weight_norm"] = nn.utils.get_total_norm(agent.net.parameters()).detach()
         logger.losses(run.env_step, losses)
@@ -1075,7 +1076,8 @@ def to_tensor(array: np.ndarray, device: str) -> Tensor:
 # What a flag may be, and which flags a resumed run may not change.
 AT_LEAST_1 = """total_timesteps num_envs num_steps num_minibatches update_epochs eval_interval
     eval_episodes save_interval horizon hidden_sizes"""
-AT_LEAST_0 = """seed learning_rate reward_scale clip_coef entropy_coef value_coef max_grad_norm"""
+AT_LEAST_0 = """seed learning_rate reward_scale clip_coef entropy_coef value_coef max_grad_norm
+    target_kl"""
 FROM_0_TO_1 = "gamma gae_lambda"
 FIXED = """env_id seed num_envs num_steps action_type traffic turn image horizon hidden_sizes"""
 UNSEEN = "seed traffic turn horizon"  # of these, what an evaluation may change all the same
@@ -1095,7 +1097,7 @@ def check_args(args: Args) -> None:
     for names, low, high in (*ranges, ("seed", 0, 2**31 - 1)):
         for name in names.split():
             for value in np.atleast_1d(getattr(args, name)).tolist():
-                if not low <= value <= high:
+                if value is not None and not low <= value <= high:
                     flag = name.replace("_", "-")
                     fail(f"--{flag} is {value}, and must lie between {low} and {high}")
 

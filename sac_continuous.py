@@ -802,7 +802,7 @@ def check_args(args: Args) -> None:
     for names, low, high in (*ranges, ("seed", 0, 2**31 - 1)):
         for name in names.split():
             for value in np.atleast_1d(getattr(args, name)).tolist():
-                if not low <= value <= high:
+                if value is not None and not low <= value <= high:
                     flag = name.replace("_", "-")
                     fail(f"--{flag} is {value}, and must lie between {low} and {high}")
 

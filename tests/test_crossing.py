@@ -300,6 +300,41 @@ def test_the_reward_equals_its_formula(events: Any, extra: float, end: str, env:
     assert back == pytest.approx(-0.5 * 10 + 0.25 * 10)
 
 
+def test_rates_count_how_each_agents_task_ended(env: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+    env.reset(seed=3)
+    ends = iter(
+        [
+            {"north": {"reached_goal": True}, "east": {}, "south": {}, "west": {}},
+            {"east": {"collisions": True}, "south": {"off_route": True}, "west": {}},
+            {"west": {"reached_goal": True}},
+        ]
+    )
+
+    def step(moves: Any) -> Any:
+        events = next(ends)
+        assert set(moves) == set(events)  # who has ended is asked no more
+        return ({name: seen((0, 0), **what) for name, what in events.items()},)
+
+    monkeypatch.setattr(env.sim, "step", step)
+    env.last = {name: seen((0, 0)) for name in crossing.ARMS}
+    while env.agents:
+        _, _, terminated, truncated, _ = env.step(dict.fromkeys(env.agents, 0))
+        assert not any(truncated.values())
+    assert terminated == {"west": True}
+    assert env.metrics() == {
+        "completion_rate": 0.5,
+        "collision_rate": 0.25,
+        "off_road_rate": 0.25,
+        "seconds_to_cross": pytest.approx((0.1 + 0.3) / 2),
+    }
+
+
+def test_keep_lane_keeps_its_lane() -> None:
+    env: Any = SimpleNamespace(names=crossing.ARMS, action_size=4, discrete=True)
+    moves = ppo.floor("keep-lane", env)(torch.zeros(4, 7))
+    assert [crossing.MANOEUVRES[move] for move in moves] == ["keep_lane"] * 4
+
+
 def test_the_flags_of_the_script_reach_the_crossing() -> None:
     changes = {"collision_reward": -1.0, "off_road_reward": -2.0, "goal_reward": 3.0}
     changes |= {"progress_reward": 4.0, "distance_reward": 5.0}

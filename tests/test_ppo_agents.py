@@ -88,6 +88,57 @@ def test_the_loss_equals_its_formula(discrete: bool, clip_value_loss: bool) -> N
     torch.testing.assert_close(loss, policy_loss - 0.01 * entropy + 0.5 * value_loss)
 
 
+def test_an_update_is_one_step_of_adam_on_the_shortened_gradient() -> None:
+    agent, batch = make_agent(max_grad_norm=0.01, learning_rate=1e-2), random_batch(32)
+    alive = batch.live > 0
+    mean, std = batch.advantage[alive].mean(), batch.advantage[alive].std(correction=0)
+    theirs = make_agent(norm_advantage=False)  # it is given what the other has to make itself
+    theirs.load_state_dict(agent.state_dict())
+    params = list(theirs.net.parameters())
+    optimizer = torch.optim.Adam(params, lr=1e-2, eps=1e-5)
+    theirs.loss(batch._replace(advantage=(batch.advantage - mean) / std))[0].backward()
+    assert torch.nn.utils.clip_grad_norm_(params, 0.01) > 0.1
+    optimizer.step()
+    agent.update(batch)
+    for mine, other in zip(agent.net.parameters(), params):
+        torch.testing.assert_close(mine, other, rtol=0, atol=1e-6)
+
+
+@pytest.mark.parametrize("discrete", [True, False])
+def test_actions_are_the_likeliest_in_evaluations_unless_asked_for_drawn_ones(
+    discrete: bool,
+) -> None:
+    obs = torch.randn(1, 7).expand(200, -1)
+    for greedy in True, False:
+        agent = make_agent(discrete, greedy_eval=greedy)
+        out, _ = agent.net(obs)
+        actions = agent.play(obs)
+        assert (len(actions.unique(dim=0)) == 1) == greedy
+        if greedy:
+            assert torch.equal(actions, out.argmax(1) if discrete else out)
+
+
+def test_a_learning_phase_shuffles_anew_for_each_pass_and_its_rate_falls(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    seen, rates, update = [], [], ppo.Agent.update
+
+    def note(agent: Any, batch: ppo.Batch) -> Any:
+        seen.append(batch.returns.clone())
+        rates.append(agent.optimizer.learning_rate.item())
+        return update(agent, batch)
+
+    monkeypatch.setattr(ppo.Agent, "update", note)
+    changes = {"num_envs": 1, "num_steps": 40, "num_minibatches": 2, "update_epochs": 3}
+    ppo.train(make_args(ppo, total_timesteps=160, run_dir=tmp_path / "run", **changes))
+    assert len(seen) == 4 * 3 * 2
+    passes = [torch.cat(seen[i : i + 2]) for i in range(0, 6, 2)]
+    for one, other in zip(passes, [*passes[1:], passes[0]]):
+        assert not torch.equal(one, other)
+        torch.testing.assert_close(one.sort().values, other.sort().values)
+    assert rates[::6] == pytest.approx([3e-4, 2.25e-4, 1.5e-4, 0.75e-4])
+
+
 def use_toy(cls: type, monkeypatch: pytest.MonkeyPatch, **changes: Any) -> ppo.Args:
     module = ModuleType("toys.toy_v0")
     module.parallel_env = cls  # type: ignore[attr-defined]
@@ -182,7 +233,7 @@ def test_a_compiled_update_equals_the_plain_one_and_moves_the_weights() -> None:
 class Echo(Toy):
     """Four steps in which a coin is shown to each agent, who earns 1 for naming its side.
 
-    Agent a is out after one step. One policy can serve all, if nobody learns from a's empty steps.
+    Agent a is out after one step.
     """
 
     actions = gym.spaces.Discrete(2)
@@ -215,3 +266,25 @@ def test_it_learns_what_a_coin_shows(monkeypatch: pytest.MonkeyPatch, tmp_path: 
     last = rows(run_dir / "evaluations.csv")[-1]
     assert float(last["mean_return"]) == 9.0  # 1 + 4 + 4
     assert last["agent_returns"] == "1.00 4.00 4.00" and last["completion_rate"] == ""
+
+
+def test_a_phase_in_which_one_agent_acted_once_has_numbers_in_its_log(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    changes = {"num_envs": 1, "num_steps": 1, "num_minibatches": 1, "total_timesteps": 8}
+    args = use_toy(Toy, monkeypatch, run_dir=tmp_path / "run", **changes)
+    assert ppo.train(args) == tmp_path / "run"  # in its fourth step c is alone
+
+
+def test_means_of_an_evaluation_leave_out_what_an_episode_does_not_have(tmp_path: Path) -> None:
+    args = make_args(ppo, eval_episodes=3)
+    env: Any = ppo.make_env(args)
+    nobody = {"completion_rate": 0.0, "seconds_to_cross": np.nan}
+    metrics = iter([nobody, {"completion_rate": 0.5, "seconds_to_cross": 12.0}, nobody])
+    env.metrics = lambda: next(metrics)
+    result = ppo.evaluate(ppo.floor("random", env), env, args, 0, tmp_path)
+    assert result["completion_rate"] == pytest.approx(0.5 / 3)
+    assert result["seconds_to_cross"] == 12.0 and result["off_road_rate"] == ""
+    env.metrics = lambda: nobody
+    result = ppo.evaluate(ppo.floor("random", env), env, args, 0, tmp_path)
+    assert result["seconds_to_cross"] == "" and "seconds" not in ppo.summary(result)

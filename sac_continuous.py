@@ -7,7 +7,7 @@ towards the actions they like, and α is tuned until the entropy meets its targe
 
 Papers: Haarnoja et al. 2018, Soft Actor-Critic, arXiv:1801.01290
         Haarnoja et al. 2018, Soft Actor-Critic algorithms and applications, arXiv:1812.05905
-Run:    python sac_continuous.py --env-id HopperBulletEnv-v0
+Run:    python sac_continuous.py --env-id HopperBulletEnv-v0 --anneal-learning-rate --bfloat16
 Score:  HopperBulletEnv-v0 2772 after 1,000,000 steps, one seed (benchmark/studies/sac_hopper.sh);
         dm_control/walker-walk-v0 949 after 500,000 steps, one seed; dm_control/cartpole-swingup-v0
         864 after 100,000, three seeds; both with the flags of benchmark/studies/sac_dmc.sh
@@ -81,12 +81,12 @@ class Args:
     init_alpha: float = 1.0  # where learning it starts
     max_alpha: float = 10.0  # the most that learning it can reach
     alpha_learning_rate: float = 7.3e-4  # Adam's step size, on log α
-    target_entropy: Literal["auto"] | float = "auto"  # in nats, below 0.69 per dimension; auto: -1
+    target_entropy: Literal["auto"] | float = "auto"  # nats over all A action dimensions; auto: -A
 
     # Generalised state-dependent exploration (Raffin et al. 2021); see Actor
     use_sde: bool = False  # smooth noise, a function of the state, in place of new noise every step
     sde_log_std: float = -3.0  # log of the deviation of W's entries at first
-    sde_sample_interval: int = 8  # steps from one draw of W to the next
+    sde_sample_interval: int = 8  # steps of each environment from one draw of W to the next
 
     # Evaluation, without noise and in an environment of its own
     eval_interval: int = 25_000  # steps from one evaluation to the next
@@ -178,7 +178,7 @@ class Actor(nn.Module):
     With --use-sde the noise is a linear function of the last hidden layer, φ(s) W, in which W is
     drawn now and then: until the next draw, the same state meets the same noise, and the motion is
     smooth. Over all draws of W, φ(s) W is a Gaussian again, of deviation sqrt(φ² σ²). Learning sees
-    that Gaussian; only explore() needs W itself.
+    that Gaussian, as if the noise did not last from step to step; only explore() needs W itself.
     """
 
     def __init__(self, obs_dim: int, action_dim: int, args: Args) -> None:
@@ -340,8 +340,10 @@ class Agent(nn.Module):
         self.target_critics = copy.deepcopy(self.critics).requires_grad_(False)
         self.actor_optimizer = Adam(self.actor.parameters(), args.actor_learning_rate)
         self.critic_optimizer = Adam(self.critics.parameters(), args.critic_learning_rate)
-        if not 0 < args.init_alpha <= args.max_alpha:
+        if args.autotune and not 0 < args.init_alpha <= args.max_alpha:
             fail(f"--init-alpha is {args.init_alpha}, and must lie above 0, up to --max-alpha")
+        if args.autotune and args.alpha != Args.alpha:
+            fail(f"--alpha {args.alpha} is for --no-autotune; to learn it, start at --init-alpha")
         start = args.init_alpha if args.autotune else args.alpha
         # Learnt as log α, which keeps α positive and makes its steps proportional to its size.
         self.log_alpha = nn.Parameter(torch.tensor(start).log())
@@ -349,6 +351,9 @@ class Agent(nn.Module):
         self.alpha_optimizer = Adam([self.log_alpha], args.alpha_learning_rate)
         auto = args.target_entropy == "auto"
         self.target_entropy = -float(action_dim) if auto else float(args.target_entropy)
+        most = action_dim * math.log(2)  # the entropy of uniform actions in [-1, 1]
+        if self.target_entropy >= most:
+            fail(f"--target-entropy is {args.target_entropy}, and must lie below {most:.2f} here")
 
     def critic_loss(self, batch: Batch, alpha: Tensor) -> Tensor:
         """Half the mean squared soft Bellman error, summed over critics (second paper, eq. 5)."""
@@ -432,7 +437,7 @@ def train(args: Args, checkpoint: dict[str, Any] | None = None) -> Path:
         if run.env_step < args.learning_starts:
             action = 2 * torch.rand(args.num_envs, action_dim) - 1
         else:
-            if args.use_sde and run.env_step % args.sde_sample_interval < args.num_envs:
+            if args.use_sde and run.env_step // args.num_envs % args.sde_sample_interval == 0:
                 agent.actor.draw_sde_noise()
             action = agent.actor.explore(to_tensor(obs, args.device))
 

@@ -121,6 +121,8 @@ CASES: list[tuple[int, dict[str, Any]]] = [
     (signal.SIGTERM, {"noise_type": "ou", "ou_theta": 0.5, "ou_dt": 0.1}),
     # An actor that hardly moves, so that sigma falls steadily and not up and down.
     (signal.SIGINT, {"noise_type": "parameter", "noise_std": 0.5, "actor_learning_rate": 1e-6}),
+    # A draw of W that lasts beyond the checkpoint.
+    (signal.SIGTERM, {"use_sde": True, "sde_sample_interval": 300}),
 ]
 
 
@@ -142,7 +144,7 @@ CASES_OF = dict.fromkeys(ATARI, CASES_OF_ATARI) | dict.fromkeys(SMARTS, CASES_OF
         pytest.param(name, number, changes, id=f"{name}-{signal.Signals(number).name}-{changes}")
         for name in SCRIPTS
         for number, changes in CASES_OF.get(name, CASES)
-        if "noise_type" not in changes or "noise_type:" in (ROOT / f"{name}.py").read_text()
+        if all(f"    {flag}:" in (ROOT / f"{name}.py").read_text() for flag in changes)
     ],
 )
 def test_an_interrupted_run_says_how_to_go_on_and_then_ends_as_if_it_had_not_been(

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import itertools
 import math
 from pathlib import Path
 from typing import Any
@@ -115,32 +116,42 @@ def test_log_probabilities_are_those_of_a_squashed_gaussian_also_in_the_tails(sc
 
 
 def test_gradients_of_the_temperature_are_the_hand_derived_ones() -> None:
-    agent, log_prob = make_agent(target_entropy=-3.0), torch.tensor([1.0, 2.0, 6.0])
+    # Of log α: at an α other than 1 the derivative by α would be another.
+    agent = make_agent(target_entropy=-3.0, init_alpha=0.3)
+    log_prob = torch.tensor([1.0, 2.0, 6.0])
     (grad,) = torch.autograd.grad(agent.alpha_loss(log_prob), [agent.log_alpha])
     assert grad.item() == pytest.approx(-(3.0 - 3.0))  # -(mean log π + target) = 0: on target
     (grad,) = torch.autograd.grad(agent.alpha_loss(log_prob + 2), [agent.log_alpha])
     assert grad.item() == pytest.approx(-2.0)  # too little entropy: descent raises α
 
 
-def test_gradients_of_the_actor_weigh_entropy_by_alpha() -> None:
-    # Critics that are 0 everywhere leave α ∂ mean log π.
-    agent, (batch,) = make_agent(), batches(1)
-    for p in agent.critics.parameters():
-        p.data.zero_()
-    params = list(agent.actor.parameters())
-    for alpha in 0.2, 1.7:
-        torch.manual_seed(3)
-        action, log_prob = agent.actor.sample(batch.obs)
-        loss = agent.actor_loss(batch.obs, action, log_prob, torch.tensor(alpha))
-        grads = torch.autograd.grad(loss, params, retain_graph=True)
-        expected = torch.autograd.grad(log_prob.mean(), params)
-        for grad, one in zip(grads, expected):
-            torch.testing.assert_close(grad, alpha * one)
+@pytest.mark.parametrize("slope", [0.0, 2.5])
+@pytest.mark.parametrize("alpha", [0.2, 1.7])
+def test_gradients_of_the_actor_are_the_hand_derived_ones(alpha: float, slope: float) -> None:
+    # Without a hidden layer, at observations of 0, the head's biases are the mean m and log σ.
+    # With u = m + σ ξ, log π = -ξ²/2 - log σ + const - log(1 - tanh² u). The critic is slope * a.
+    args = make_args(sac, actor_hidden_sizes=(), critic_hidden_sizes=(), num_critics=1)
+    agent = sac.Agent(1, 1, args)
+    critic: Any = agent.critics[0]
+    critic.net[0].weight.data[:] = torch.tensor([[0.0, slope]])
+    m, log_std = 0.4, -0.7
+    agent.actor.head.bias.data[:] = torch.tensor([m, log_std])
+    obs = torch.zeros(64, 1)
+    torch.manual_seed(3)
+    xi = torch.randn(64, 1)
+    torch.manual_seed(3)
+    action, log_prob = agent.actor.sample(obs)
+    loss = agent.actor_loss(obs, action, log_prob, torch.tensor(alpha))
+    (grad,) = torch.autograd.grad(loss, [agent.actor.head.bias])
+    tanh = torch.tanh(m + math.exp(log_std) * xi)
+    by_u = 2 * alpha * tanh - slope * (1 - tanh**2)
+    by_log_std = math.exp(log_std) * xi * by_u - alpha
+    torch.testing.assert_close(grad, torch.stack([by_u.mean(), by_log_std.mean()]))
 
 
 @pytest.mark.parametrize("autotune", [True, False])
 def test_alpha_starts_where_it_is_told_and_moves_only_when_it_is_learnt(autotune: bool) -> None:
-    agent = make_agent(autotune=autotune, init_alpha=0.03, alpha=0.4)
+    agent = make_agent(autotune=autotune, init_alpha=0.03, **({} if autotune else {"alpha": 0.4}))
     start = 0.03 if autotune else 0.4
     assert agent.log_alpha.exp().item() == pytest.approx(start)
     for batch in batches(3):
@@ -149,7 +160,8 @@ def test_alpha_starts_where_it_is_told_and_moves_only_when_it_is_learnt(autotune
 
 
 def test_alpha_stays_below_its_bound() -> None:
-    agent = make_agent(init_alpha=0.9, max_alpha=1.0, alpha_learning_rate=0.5, target_entropy=50.0)
+    agent = make_agent(init_alpha=0.9, max_alpha=1.0, alpha_learning_rate=0.5, target_entropy=1.3)
+    agent.actor.head.bias.data[ACTION_DIM:] = -4.0  # of log σ: less entropy than the target
     for batch in batches(5):
         alpha = agent.update(batch)["alpha"]
     assert alpha.item() == pytest.approx(1.0)
@@ -169,6 +181,19 @@ def test_a_deviation_beyond_its_bound_shrinks_again_and_the_temperature_with_it(
     assert losses[0]["entropy"] < -5
     assert losses[-1]["entropy"] > -ACTION_DIM
     assert alphas[-1] < 0.5 * max(alphas)
+
+
+def test_a_temperature_that_could_not_be_kept_is_refused(capsys: pytest.CaptureFixture) -> None:
+    for changes, words in [
+        ({"target_entropy": 1.4}, "--target-entropy is 1.4, and must lie below 1.39 here"),
+        ({"alpha": 0.5}, "--alpha 0.5 is for --no-autotune; to learn it, start at --init-alpha"),
+        ({"init_alpha": 11.0}, "--init-alpha is 11.0, and must lie above 0, up to --max-alpha"),
+    ]:
+        with pytest.raises(SystemExit) as stop:
+            make_agent(**changes)
+        assert stop.value.code == 2
+        assert capsys.readouterr().err == f"sac_continuous: {words}\n"
+    make_agent(autotune=False, init_alpha=11.0)  # which means nothing there
 
 
 def test_the_automatic_target_is_minus_one_per_action_dimension() -> None:
@@ -235,6 +260,45 @@ def test_state_dependent_noise_is_held_between_draws_and_gaussian_over_them() ->
     noise = torch.cat(draws)
     torch.testing.assert_close(noise.std(0), std[0].double(), atol=0, rtol=0.05)
     assert noise.mean(0).abs().max() < 0.05 * std.max()
+
+
+@pytest.mark.parametrize("num_envs", [1, 4])
+def test_the_noise_of_a_run_lasts_as_many_steps_of_each_environment_as_it_is_told(
+    num_envs: int, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    noises, explore = [], sac.Actor.explore
+
+    def note(actor: Any, obs: torch.Tensor) -> torch.Tensor:
+        noises.append(actor.sde_noise.clone())
+        return explore(actor, obs)
+
+    monkeypatch.setattr(sac.Actor, "explore", note)
+    changes: dict[str, Any] = {"num_envs": num_envs, "total_timesteps": 100 + 60 * num_envs}
+    changes |= {"learning_starts": 100, "eval_interval": 1000, "sde_sample_interval": 5}
+    sac.train(make_args(sac, use_sde=True, run_dir=tmp_path / "run", **changes))
+    changed = [not torch.equal(a, b) for a, b in zip(noises, noises[1:])]
+    assert len(noises) == 60 and sum(changed) == 11
+    assert all(b - a == 5 for a, b in itertools.pairwise(np.flatnonzero(changed)))
+
+
+def test_gradients_of_state_dependent_noise_are_those_of_the_noise_that_is_played() -> None:
+    # Learning draws from the Gaussian over all W, and explore() adds φ(s) W itself: one
+    # distribution, so that mean gradients agree.
+    actor = make_agent(use_sde=True, num_envs=1, sde_log_std=-1.0, actor_hidden_sizes=(6,)).actor
+    obs, slope = torch.randn(1, OBS_DIM), torch.tensor([1.0, -2.0])
+    params = [actor.log_sigma, actor.head.weight, *actor.body.parameters()]
+    draws = 20_000
+    action, log_prob = actor.sample(obs.expand(draws, -1))
+    ours = torch.autograd.grad((0.2 * log_prob - action @ slope).mean(), params)
+    mean, std, features = actor(obs)
+    noise = actor.log_sigma.exp() * torch.randn(draws, *actor.log_sigma.shape)  # W
+    u = mean + torch.einsum("nf,bfa->ba", features, noise)
+    normal = TransformedDistribution(Normal(mean, std), TanhTransform(cache_size=1))
+    log_prob = Normal(mean, std).log_prob(u) - normal.transforms[0].log_abs_det_jacobian(u, None)
+    value = torch.tanh(u) @ slope
+    played = torch.autograd.grad((0.2 * log_prob.sum(1) - value).mean(), params)
+    for grad, other in zip(ours, played):
+        assert (grad - other).norm() < 0.1 * other.norm()
 
 
 def test_update_every_keeps_the_number_of_updates(register: Any, tmp_path: Path) -> None:

@@ -10,9 +10,10 @@ agent plays by itself. Steps that surprised an agent can be drawn more often tha
 Papers: Lowe et al. 2017, Multi-Agent Actor-Critic for Mixed Cooperative-Competitive Environments,
         arXiv:1706.02275; Schaul et al. 2016, Prioritized Experience Replay, arXiv:1511.05952
 Run:    python maddpg_smarts.py
-        python maddpg_smarts.py --env-id mpe2/simple_spread_v3 --update-interval 25
-Score:  simple_spread -46 after 100,000 steps with the flags of benchmark/studies/maddpg_spread.sh,
-        at random -79
+        python maddpg_smarts.py --env-id mpe2/simple_spread_v3 --num-envs 8 --update-interval 24
+            --learning-starts 5000 --noise-decay-steps 60000
+            --actor-learning-rate 1e-2 --critic-learning-rate 1e-2
+Score:  simple_spread -46 after 100,000 steps, at random -79
         light traffic, 66% of the cars cross after 100,000 steps, one seed; of cars that only keep
         their lane 52%
 Watch:  tensorboard --logdir runs
@@ -87,7 +88,7 @@ class Args:
     tau: float = 0.01  # share of the online network that flows into its target at an update
     actor_learning_rate: float = 1e-4  # Adam's step size; the paper's is 1e-2
     critic_learning_rate: float = 1e-3  # Adam's step size; the paper's is 1e-2
-    batch_size: int = 1024  # transitions per update
+    batch_size: int = 1024  # transitions per update; an agent learns from those in which it lived
     buffer_size: int = 1_000_000  # transitions remembered; the oldest are overwritten
     learning_starts: int = 8_192  # steps of uniform random actions before the first update
     update_interval: int = 4  # steps from one update to the next; the paper's is 100
@@ -334,8 +335,8 @@ def make_parallel(args: Args, film: bool) -> Any:
         scenario = args.env_id.removeprefix("smarts/").removesuffix("-v0")
         path = Path(__file__).parent / "scenarios" / scenario / "crossing.py"
         if not path.exists():
-            known = "there is smarts/intersection-4lane-v0, in the folder scenarios/ beside"
-            fail(f"there is no {args.env_id}; {known} {SCRIPT}.py")
+            there = "smarts/intersection-4lane-v0, which is in the folder scenarios/: copy that too"
+            fail(f"{args.env_id} needs {path}, which is not there; there is {there}")
         sys.path.insert(0, str(path.parent))
         try:
             module = importlib.import_module("crossing")
@@ -603,7 +604,8 @@ class Priorities:
         self.largest = torch.maximum(self.largest, error.amax(1, keepdim=True))
         self.put(index, error)
         self.refreshed += 1
-        if self.by_rank and self.refreshed % self.SORT == 0:
+        # Soon after the start too: until the first sorting all ranks are 1, and draws uniform.
+        if self.by_rank and (self.refreshed % self.SORT == 0 or self.refreshed in (10, 100)):
             self.sort()
 
     def put(self, index: Tensor, error: Tensor) -> None:
@@ -662,7 +664,7 @@ class ReplayBuffer:
         numbers = env.obs_size - env.pixels
         sizes = {"obs": (numbers,), "next_obs": (numbers,), "action": (env.action_size,)}
         self.parts: dict[str, Tensor] = {}
-        for name in Transition._fields[:-1]:  # memory not yet written to takes no room
+        for name in Transition._fields[:-1]:  # on a CPU, memory not yet written to takes no room
             shape = self.capacity, n, *sizes.get(name, ())
             self.parts[name] = torch.empty(shape, device=args.device)
             if self.pixels and "obs" in name:  # images in bytes
@@ -789,7 +791,7 @@ class Agent(nn.Module):
         action = torch.tanh(output)
         return (action + noise * torch.randn_like(action)).clamp(-1, 1) if noise else action
 
-    def play(self, obs: Tensor) -> Tensor:
+    def eval_action(self, obs: Tensor) -> Tensor:
         """The best actions for the observations [N, O]: [N] integers, or [N, A] numbers."""
         action = self.act(obs.unsqueeze(0)).squeeze(0)
         return action.argmax(-1) if self.discrete else action
@@ -875,10 +877,10 @@ class Agent(nn.Module):
         """A step of Adam; then the targets follow."""
         self.critic_optimizer.step(self.clip(critic_grads))
         self.actor_optimizer.step(self.clip(actor_grads))
-        self.follow(self.target_critic, self.critic)
-        self.follow(self.target_actor, self.actor)
+        self.soft_update(self.target_critic, self.critic)
+        self.soft_update(self.target_actor, self.actor)
 
-    def follow(self, target: nn.Module, online: nn.Module) -> None:
+    def soft_update(self, target: nn.Module, online: nn.Module) -> None:
         """θ' = τ θ + (1 - τ) θ'."""
         for target_param, param in zip(target.parameters(), online.parameters()):
             target_param.lerp_(param, self.tau)
@@ -911,7 +913,7 @@ def play_step(envs: Envs, agent: Agent, args: Args, noise: float, at_random: boo
     return Transition(obs, action, reward, terminated, live, last_obs, ended=envs.reset())
 
 
-class Alone:
+class SingleProcess:
     """Plays and learns by turns, in this process."""
 
     def __init__(self, agent: Agent, buffer: ReplayBuffer, args: Args, env_step: int) -> None:
@@ -919,7 +921,7 @@ class Alone:
         self.batch_size = args.batch_size
         self.update = compiled(agent.update, args)
 
-    def play(self, noise: float, at_random: bool) -> list[Transition]:
+    def collect(self, noise: float, at_random: bool) -> list[Transition]:
         return [play_step(self.envs, self.agent, self.args, noise, at_random)]
 
     def learn(self, updates: int, beta: float) -> tuple[int, dict[str, Tensor]]:
@@ -1004,7 +1006,7 @@ class Cluster:
         actor: Any = self.ray.remote(runtime_env={"env_vars": {"PYTHONHASHSEED": "0"}})(kind)
         return actor.remote(self.agent, self.args, self.started)
 
-    def play(self, noise: float, at_random: bool) -> list[Transition]:
+    def collect(self, noise: float, at_random: bool) -> list[Transition]:
         """Wait until a worker has done its part; returns the steps that have come, if any have."""
         while self.idle[Collector]:
             worker = self.idle[Collector].pop()
@@ -1067,10 +1069,11 @@ def train(args: Args, checkpoint: dict[str, Any] | None = None) -> Path:
     buffer = ReplayBuffer(eval_env, args)
     run = restore(checkpoint, agent, buffer) if checkpoint else Progress()
     spread = args.num_collectors + args.num_learners > 0
-    crew: Alone | Cluster = (Cluster if spread else Alone)(agent, buffer, args, run.env_step)
+    kind = Cluster if spread else SingleProcess
+    crew: SingleProcess | Cluster = kind(agent, buffer, args, run.env_step)
     run_dir = open_run(args)
     logger = AgentsLogger(args, run_dir, run.env_step, run.seconds)
-    if checkpoint and isinstance(crew, Alone) and checkpoint["envs"]:
+    if checkpoint and isinstance(crew, SingleProcess) and checkpoint["envs"]:
         crew.envs.restore(checkpoint["envs"])
         logger.returns, logger.lengths = map(np.array, checkpoint["unfinished"])
     interrupt = Interrupt()
@@ -1080,12 +1083,13 @@ def train(args: Args, checkpoint: dict[str, Any] | None = None) -> Path:
         # Play: at random at first, so that the buffer begins with actions of every kind
         before, starts = run.env_step, args.learning_starts
         noise = linear(args.noise_start, args.noise_end, before / max(args.noise_decay_steps, 1))
-        for step in crew.play(noise, at_random=before < starts):
+        for transition in crew.collect(noise, at_random=before < starts):
             run.env_step += args.num_envs
-            if not np.isfinite(step.reward).all():
-                fail(f"{args.env_id} gave the reward {step.reward} at step {run.env_step}", code=1)
-            buffer.add(step)
-            logger.step(run.env_step, step.reward.sum(1), step.ended)
+            reward = transition.reward
+            if not np.isfinite(reward).all():
+                fail(f"{args.env_id} gave the reward {reward} at step {run.env_step}", code=1)
+            buffer.add(transition)
+            logger.step(run.env_step, reward.sum(1), transition.ended)
 
         # Learn
         if run.env_step > starts:
@@ -1100,7 +1104,7 @@ def train(args: Args, checkpoint: dict[str, Any] | None = None) -> Path:
         # Evaluate
         finished = run.env_step >= args.total_timesteps
         if finished or run.env_step // args.eval_interval > before // args.eval_interval:
-            result = evaluate(agent.play, eval_env, args, run.env_step, run_dir / "videos")
+            result = evaluate(agent.eval_action, eval_env, args, run.env_step, run_dir / "videos")
             logger.evaluation(run.env_step, result)
             run.evaluations.append(result["mean_return"])
             if result["mean_return"] > run.best_return:
@@ -1348,7 +1352,9 @@ def load_checkpoint(path: Path) -> dict[str, Any]:
 
 
 # [/shared]
-def whole_state(agent: Agent, buffer: ReplayBuffer, crew: Alone | Cluster) -> dict[str, Any]:
+def whole_state(
+    agent: Agent, buffer: ReplayBuffer, crew: SingleProcess | Cluster
+) -> dict[str, Any]:
     """What a run is: networks, optimizers, buffer, generators, and the unfinished episodes.
 
     A cluster's episodes and generators are not in it: there a resumed run begins new episodes.
@@ -1357,7 +1363,7 @@ def whole_state(agent: Agent, buffer: ReplayBuffer, crew: Alone | Cluster) -> di
         "agent": agent.state_dict(),
         "buffer": buffer.state_dict(),
         "torch_rng": [torch.get_rng_state(), *torch.cuda.get_rng_state_all()],
-        "envs": crew.envs.state() if isinstance(crew, Alone) else None,
+        "envs": crew.envs.state() if isinstance(crew, SingleProcess) else None,
     }
 
 
@@ -1480,7 +1486,7 @@ def play(args: Args, checkpoint: dict[str, Any] | None, path: Path | None) -> No
         fail(f"--evaluate keep-lane drives a car, and {args.env_id} has none; take random")
     env = make_env(args, film=args.capture_video)
     agent = Agent(env, args).to(args.device)
-    policy: Callable[[Tensor], Tensor] = agent.play
+    policy: Callable[[Tensor], Tensor] = agent.eval_action
     if args.evaluate in FLOORS[1:]:
         policy = floor(str(args.evaluate), env)
     env_step, videos = 0, Path("videos")

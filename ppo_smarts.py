@@ -314,8 +314,8 @@ def make_parallel(args: Args, film: bool) -> Any:
         scenario = args.env_id.removeprefix("smarts/").removesuffix("-v0")
         path = Path(__file__).parent / "scenarios" / scenario / "crossing.py"
         if not path.exists():
-            known = "there is smarts/intersection-4lane-v0, in the folder scenarios/ beside"
-            fail(f"there is no {args.env_id}; {known} {SCRIPT}.py")
+            there = "smarts/intersection-4lane-v0, which is in the folder scenarios/: copy that too"
+            fail(f"{args.env_id} needs {path}, which is not there; there is {there}")
         sys.path.insert(0, str(path.parent))
         try:
             module = importlib.import_module("crossing")
@@ -646,7 +646,7 @@ class Agent(nn.Module):
         action = self.net.sample(policy)
         return action, self.net.log_prob(policy, action)[0], value
 
-    def play(self, obs: Tensor) -> Tensor:
+    def eval_action(self, obs: Tensor) -> Tensor:
         """Actions as evaluated: the likeliest, or drawn."""
         policy, _ = self.net(obs)
         return self.net.mode(policy) if self.greedy else self.net.sample(policy)
@@ -751,7 +751,7 @@ def train(args: Args, checkpoint: dict[str, Any] | None = None) -> Path:
         # Evaluate
         due = run.env_step // args.eval_interval > start // args.eval_interval
         if finished or due:
-            result = evaluate(agent.play, eval_env, args, run.env_step, run_dir / "videos")
+            result = evaluate(agent.eval_action, eval_env, args, run.env_step, run_dir / "videos")
             logger.evaluation(run.env_step, result)
             run.evaluations.append(result["mean_return"])
             if result["mean_return"] > run.best_return:
@@ -1123,7 +1123,7 @@ def play(args: Args, checkpoint: dict[str, Any] | None, path: Path | None) -> No
         fail(f"--evaluate keep-lane drives a car, and {args.env_id} has none; take random")
     env = make_env(args, film=args.capture_video)
     agent = Agent(env, args).to(args.device)
-    policy: Callable[[Tensor], Tensor] = agent.play
+    policy: Callable[[Tensor], Tensor] = agent.eval_action
     if args.evaluate in FLOORS[1:]:
         policy = floor(str(args.evaluate), env)
     env_step, videos = 0, Path("videos")

@@ -96,6 +96,46 @@ def test_two_agents_learn_to_do_what_they_see(
         assert float(agent_return) > 0.85 * best
 
 
+def test_a_run_anneals_noise_and_beta_and_gives_every_draw_its_errors(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(maddpg, "make_env", Colours)
+    noises, betas = [], []
+    collect, sample = maddpg.SingleProcess.collect, maddpg.ReplayBuffer.sample
+
+    def noting_noise(crew: Any, noise: float, at_random: bool) -> Any:
+        noises.append((noise, at_random))
+        return collect(crew, noise, at_random)
+
+    def noting_beta(buffer: Any, size: int, beta: float) -> Any:
+        betas.append(beta)
+        return sample(buffer, size, beta)
+
+    monkeypatch.setattr(maddpg.SingleProcess, "collect", noting_noise)
+    monkeypatch.setattr(maddpg.ReplayBuffer, "sample", noting_beta)
+    args = maddpg.Args(
+        **COMMON,
+        env_id="colours",
+        total_timesteps=200,
+        learning_starts=100,
+        update_interval=2,
+        batch_size=16,
+        prioritized_replay=True,
+        noise_decay_steps=80,
+        run_dir=tmp_path,
+    )
+    maddpg.train(args)
+    assert [at_random for _, at_random in noises] == [True] * 100 + [False] * 100
+    assert noises[0][0] == 1.0 and noises[40][0] == pytest.approx(0.55)
+    assert all(noise == pytest.approx(0.1) for noise, _ in noises[80:])
+    assert len(betas) == 50 and betas[0] == pytest.approx(0.4 + 0.6 * 101 / 200)
+    assert betas[-1] == pytest.approx(0.4 + 0.6 * 199 / 200)
+    # 1 is what a new transition enters with, and -1 one in which the agent was dead.
+    error = maddpg.load_checkpoint(tmp_path / "checkpoint.pt")["buffer"]["error"]
+    learnt_from = (error >= 0) & (error != 1)
+    assert (learnt_from.sum(1) > 40).all() and error[learnt_from].unique().numel() > 50
+
+
 @pytest.mark.parametrize(("end", "expected"), [("terminated", 1.0), ("truncated", 2.0)])
 def test_a_value_counts_what_comes_after_a_time_limit_and_not_after_the_end(
     end: str, expected: float, tmp_path: Path, monkeypatch: pytest.MonkeyPatch

@@ -145,12 +145,21 @@ def test_rank_priorities_are_those_of_the_paper_after_sorting() -> None:
     torch.testing.assert_close(replay.tree.get(at([0], [0])), at([3], [3]).double() ** -0.7)
 
 
-def test_ranks_are_sorted_anew_every_thousand_updates() -> None:
-    replay = priorities(filled(10, per_variant="rank"))
+def test_ranks_are_sorted_soon_and_then_every_thousand_updates(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    replay, sortings = priorities(filled(10, per_variant="rank")), []
+    sort = replay.sort
+
+    def noting() -> None:
+        sortings.append(replay.refreshed)
+        sort()
+
+    monkeypatch.setattr(replay, "sort", noting)
     replay.draw(1, 1.0)
-    for update in range(1, 1001):
+    for _ in range(2000):
         replay.refresh(at([3], [4]), torch.tensor([[-0.5], [0.5]]))
-        assert replay.sorted.numel() == (0 if update < 1000 else 2 * 50)
+    assert sortings == [10, 100, 1000, 2000]
     assert replay.tree.get(at([3], [4])).tolist() == [[pytest.approx(10**-0.6)]] * 2
 
 

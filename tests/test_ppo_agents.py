@@ -112,7 +112,7 @@ def test_actions_are_the_likeliest_in_evaluations_unless_asked_for_drawn_ones(
     for greedy in True, False:
         agent = make_agent(discrete, greedy_eval=greedy)
         out, _ = agent.net(obs)
-        actions = agent.play(obs)
+        actions = agent.eval_action(obs)
         assert (len(actions.unique(dim=0)) == 1) == greedy
         if greedy:
             assert torch.equal(actions, out.argmax(1) if discrete else out)

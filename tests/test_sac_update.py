@@ -131,18 +131,19 @@ def test_gradients_of_the_actor_are_the_hand_derived_ones(alpha: float, slope: f
     # Without a hidden layer, at observations of 0, the head's biases are the mean m and log σ.
     # With u = m + σ ξ, log π = -ξ²/2 - log σ + const - log(1 - tanh² u). The critic is slope * a.
     args = make_args(sac, actor_hidden_sizes=(), critic_hidden_sizes=(), num_critics=1)
-    agent = sac.Agent(1, 1, args)
-    critic: Any = agent.critics[0]
+    agent: Any = sac.Agent(1, 1, args)
+    critic = agent.critics[0]
     critic.net[0].weight.data[:] = torch.tensor([[0.0, slope]])
     m, log_std = 0.4, -0.7
-    agent.actor.head.bias.data[:] = torch.tensor([m, log_std])
+    bias: Any = agent.actor.head.bias
+    bias.data[:] = torch.tensor([m, log_std])
     obs = torch.zeros(64, 1)
     torch.manual_seed(3)
     xi = torch.randn(64, 1)
     torch.manual_seed(3)
     action, log_prob = agent.actor.sample(obs)
     loss = agent.actor_loss(obs, action, log_prob, torch.tensor(alpha))
-    (grad,) = torch.autograd.grad(loss, [agent.actor.head.bias])
+    (grad,) = torch.autograd.grad(loss, [bias])
     tanh = torch.tanh(m + math.exp(log_std) * xi)
     by_u = 2 * alpha * tanh - slope * (1 - tanh**2)
     by_log_std = math.exp(log_std) * xi * by_u - alpha

@@ -255,13 +255,17 @@ def test_an_agent_sees_the_world_in_axes_of_its_own_car(env: Any) -> None:
     east = -np.pi / 2  # headings run anticlockwise from north
     others = [(10.0, -5.0, 15.0), (3.0, 0.0, 7.5)]
     look = env.look(seen((0, 0), east, others))[: crossing.NUMBERS]
-    near = look[25:].reshape(8, 4)
+    near, enlarged = look[25:65].reshape(8, 5), look[65:].reshape(9, 2)
     # The goal, 30 m east and 40 m north, is 30 m ahead and 40 m to the left.
     assert look[:5] == pytest.approx([0.3, -0.4, 0.25, 0.5, 0.1], abs=1e-6)
     assert look[5:25] == pytest.approx(np.full(20, np.pi / 2))
-    assert near[0] == pytest.approx([3 / 50, 0, 3 / 50, 0], abs=1e-6)  # the nearest comes first
-    assert near[1] == pytest.approx([125**0.5 / 50, 0.5, 10 / 50, 5 / 50], abs=1e-6)
-    assert near[2:].tolist() == [[1, 0, 0, 0]] * 6
+    # The nearest comes first. Both drive to the north, which is to the left, and it to the east.
+    assert near[0] == pytest.approx([3 / 50, 3 / 50, 0, -0.5, -0.5], abs=1e-6)
+    assert near[1] == pytest.approx([125**0.5 / 50, 10 / 50, 5 / 50, -0.5, -1], abs=1e-6)
+    assert near[2:].tolist() == [[1, 1, 0, 0, 0]] * 6
+    # Up to 10 m of the goal, and 5 m of the others.
+    assert enlarged[:3].ravel() == pytest.approx([1, -1, 0.6, 0, 1, 1], abs=1e-6)
+    assert enlarged[3:].tolist() == [[1, 0]] * 6
 
 
 def test_the_image_shows_what_is_ahead_above_the_middle(env: Any) -> None:

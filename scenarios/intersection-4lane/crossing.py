@@ -44,7 +44,7 @@ TURNS = {"left": (1, [1]), "straight": (2, [0, 1]), "right": (3, [0])}  # arms o
 MANOEUVRES = ["keep_lane", "slow_down", "change_lane_right", "change_lane_left"]
 
 FRAMES, HEADINGS, NEIGHBOURS = 3, 20, 8  # moments in an observation, and what one of them holds
-NUMBERS = 5 + HEADINGS + 4 * NEIGHBOURS
+NUMBERS = 5 + HEADINGS + 5 * NEIGHBOURS + 2 * (1 + NEIGHBOURS)
 RADIUS, SPEED = 50.0, 15.0  # how far one sees [m], and how fast one drives [m/s]
 SIDE, METRES = 32, 1.5  # of an image: pixels, and metres in a pixel
 GRASS_TO_LINES = np.array([[86, 122, 80], [92, 92, 96], [190, 190, 190], [222, 186, 70]], np.uint8)
@@ -249,25 +249,29 @@ class Crossing(ParallelEnv):
         """What an agent sees at one moment, about between -1 and 1, in axes of its own car.
 
         [goal forward, goal right, place in the lane, speed, steering, how the lane turns in each of
-        the next HEADINGS metres, of each neighbour distance, relative speed, forward, right].
+        the next HEADINGS metres; of each neighbour distance, forward, right, and the velocity
+        relative to one's own, forward and right; of the goal and each neighbour forward and right
+        again, enlarged]. Collisions and goals are a matter of two metres, and beside 50 or 100
+        a network hardly sees these.
         """
         ego = obs.ego_vehicle_state
-        at, heading = np.array(ego.position[:2]), float(ego.heading)  # 0 is north, anticlockwise
-        forward = np.array([-np.sin(heading), np.cos(heading)])
+        at, forward = np.array(ego.position[:2]), ahead(ego.heading)
         axes = np.array([forward, [forward[1], -forward[0]]])
         lane = min(obs.waypoint_paths, key=lambda path: path[0].dist_to(ego.position))
         aside = lane[0].signed_lateral_error(ego.position) / lane[0].lane_width
         turns = [float(point.relative_heading(ego.heading)) for point in lane[:HEADINGS]]
         turns += turns[-1:] * (HEADINGS - len(turns))  # near the end of the road
         goal = axes @ (np.array(ego.mission.goal.position[:2]) - at) / 100
-        near = np.tile([1.0, 0.0, 0.0, 0.0], (NEIGHBOURS, 1))  # nobody: far away
+        near = np.tile([1.0, 1.0, 0.0, 0.0, 0.0], (NEIGHBOURS, 1))  # nobody: far ahead
         others = [(np.array(o.position[:2]) - at, o) for o in obs.neighborhood_vehicle_states]
         others.sort(key=lambda other: float(other[0] @ other[0]))
         for row, (offset, other) in zip(near, others):
-            row[:2] = np.linalg.norm(offset) / RADIUS, (other.speed - ego.speed) / SPEED
-            row[2:] = axes @ offset / RADIUS
+            motion = other.speed * ahead(other.heading) - ego.speed * axes[0]
+            row[0], row[1:3] = np.linalg.norm(offset) / RADIUS, axes @ offset / RADIUS
+            row[3:] = axes @ motion / SPEED
         own = [*goal, aside, ego.speed / SPEED, float(ego.steering)]
-        parts: list[Any] = [own, turns, near.ravel()]
+        enlarged = np.clip(10 * np.vstack([goal, near[:, 1:3]]), -1, 1)
+        parts: list[Any] = [own, turns, near.ravel(), enlarged.ravel()]
         if self.image:  # forward is up; the road is grey, the others are white
             metres = (SIDE / 2 - 0.5 - np.arange(SIDE)) * METRES
             points = at + metres[:, None, None] * axes[0] - metres[None, :, None] * axes[1]
@@ -309,11 +313,16 @@ class Crossing(ParallelEnv):
             self.logs.cleanup()
 
 
+def ahead(heading: Any) -> np.ndarray:
+    """The unit vector of a heading: 0 is north, and they run anticlockwise."""
+    return np.array([-np.sin(float(heading)), np.cos(float(heading))])
+
+
 def covered(points: np.ndarray, position: Any, heading: Any, size: Any) -> np.ndarray:
     """Which of the points [H, W, 2] lie under a car that stands at position."""
     away = points - np.array(position[:2])
-    sin, cos = np.sin(float(heading)), np.cos(float(heading))
-    along, across = away @ [-sin, cos], away @ [cos, sin]
+    forward = ahead(heading)
+    along, across = away @ forward, away @ [forward[1], -forward[0]]
     return (abs(along) < size.length / 2) & (abs(across) < size.width / 2)
 
 

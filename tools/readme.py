@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import argparse
 import difflib
+import math
 import re
 import sys
 from pathlib import Path
@@ -35,12 +36,18 @@ def scripts() -> str:
     return markdown(["script", "what it is", "lines to read", "and of housekeeping"], rows)
 
 
+def length(peer: pages.Score, score: pages.Score) -> str:
+    """The steps of what others published, where they are not about as many as ours."""
+    same = math.isclose(pages.steps_of(peer), pages.steps_of(score), rel_tol=0.1)
+    return "" if same else f", {peer.steps} steps"
+
+
 def scores() -> str:
     """The headline of every script in every environment, beside what others published."""
     rows = []
     for score in pages.headlines():
         peers = [p for p in pages.nearest(pages.published(), [score]) if p.script == score.script]
-        others = "; ".join(f"{peer.mean} ({peer.what})" for peer in peers)
+        others = "; ".join(f"{p.mean} ({p.what}{length(p, score)})" for p in peers)
         name = f"{score.script.split('_')[0].upper()}, `{score.what}`"
         value = score.middle if score.seeds != "1" else score.mean
         rows.append([score.env_id, name, score.steps, score.seeds, value, others])

@@ -12,8 +12,8 @@ for setting in maddpg:joint ddpg_independent:own; do
     benchmark/run.sh --script maddpg_smarts.py --env-ids mpe2/simple_spread_v3 --seeds 1 2 3 \
         --name "${setting%:*}" --runs-dir runs/maddpg_spread "$@" -- --critic "${setting#*:}" \
         --num-envs 8 --update-interval 24 --learning-starts 5000 --noise-decay-steps 60000 \
-        --actor-learning-rate 1e-2 --critic-learning-rate 1e-2 --total-timesteps 100000 \
-        --eval-interval 20000 --eval-episodes 50 || status=$?
+        --actor-learning-rate 1e-2 --critic-learning-rate 1e-2 --total-timesteps 1000000 \
+        --eval-interval 50000 --eval-episodes 100 || status=$?
     ((status < 128)) || exit "$status" # stopped by the user
 done
 exit "$status"

@@ -159,7 +159,7 @@ build_job() {
     if [[ $backend == ray ]]; then # the job is this launcher again, with one run of the grid
         # Ray gives a job that it stops 3 seconds to save, if it is not told otherwise.
         job=(ray job submit --submission-id "$(ray_id "$i")" --entrypoint-num-cpus 1
-            --runtime-env-json '{"env_vars": {"RAY_JOB_STOP_WAIT_TIME_S": "120"}}' --
+            --runtime-env-json '{"env_vars": {"RAY_JOB_STOP_WAIT_TIME_S": "600"}}' --
             env -C "$PWD" "PYTHON=$python" RAY_STOPS_RUNS=1 bash "$root/benchmark/run.sh"
             --only "$i" "${arguments[@]}")
         return

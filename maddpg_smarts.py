@@ -335,8 +335,8 @@ def make_parallel(args: Args, film: bool) -> Any:
         scenario = args.env_id.removeprefix("smarts/").removesuffix("-v0")
         path = Path(__file__).parent / "scenarios" / scenario / "crossing.py"
         if not path.exists():
-            there = "smarts/intersection-4lane-v0, which is in the folder scenarios/: copy that too"
-            fail(f"{args.env_id} needs {path}, which is not there; there is {there}")
+            known = "smarts/intersection-4lane-v0, from the folder scenarios/ beside it"
+            fail(f"cannot make {args.env_id}: there is no {path}; {SCRIPT}.py has {known}")
         sys.path.insert(0, str(path.parent))
         try:
             module = importlib.import_module("crossing")

@@ -314,8 +314,8 @@ def make_parallel(args: Args, film: bool) -> Any:
         scenario = args.env_id.removeprefix("smarts/").removesuffix("-v0")
         path = Path(__file__).parent / "scenarios" / scenario / "crossing.py"
         if not path.exists():
-            there = "smarts/intersection-4lane-v0, which is in the folder scenarios/: copy that too"
-            fail(f"{args.env_id} needs {path}, which is not there; there is {there}")
+            known = "smarts/intersection-4lane-v0, from the folder scenarios/ beside it"
+            fail(f"cannot make {args.env_id}: there is no {path}; {SCRIPT}.py has {known}")
         sys.path.insert(0, str(path.parent))
         try:
             module = importlib.import_module("crossing")
@@ -537,7 +537,7 @@ class Rollout:
     def __init__(self, env: MultiAgentEnv, args: Args) -> None:
         shape, device = (args.num_steps, args.num_envs * len(env.names)), args.device
         if math.prod(shape) % args.num_minibatches:
-            samples = f"{math.prod(shape)} samples, a step of every agent each"
+            samples = f"{math.prod(shape)}, the steps of all agents in a rollout"
             fail(f"--num-minibatches is {args.num_minibatches}, and must divide {samples}")
         self.obs = torch.zeros(*shape, env.obs_size, device=device)
         kind = torch.int64 if env.discrete else torch.float32

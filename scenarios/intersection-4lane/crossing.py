@@ -251,8 +251,8 @@ class Crossing(ParallelEnv):
         [goal forward, goal right, place in the lane, speed, steering, how the lane turns in each of
         the next HEADINGS metres; of each neighbour distance, forward, right, and the velocity
         relative to one's own, forward and right; of the goal and each neighbour forward and right
-        again, enlarged]. Collisions and goals are a matter of two metres, and beside 50 or 100
-        a network hardly sees these.
+        again, ten times as large and cut at ±1]. Collisions and goals are a matter of two metres,
+        which a network hardly sees in fractions of 50 or 100.
         """
         ego = obs.ego_vehicle_state
         at, forward = np.array(ego.position[:2]), ahead(ego.heading)

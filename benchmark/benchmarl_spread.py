@@ -59,6 +59,8 @@ def main() -> None:
     parser.add_argument("--steps", type=int, default=1_000_000)
     parser.add_argument("--eval-interval", type=int, default=50_000)
     args = parser.parse_args()
+    if args.eval_interval < BATCH:
+        parser.error(f"--eval-interval is {args.eval_interval}, and must not be below {BATCH}")
     give_mpe_back()
     import torch
     from benchmarl.algorithms import MaddpgConfig

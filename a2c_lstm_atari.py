@@ -7,8 +7,8 @@ gradient, between chunks), and what is reset (the state, exactly where a new gam
 
 Paper: Mnih et al. 2016, Asynchronous Methods for Deep Reinforcement Learning, arXiv:1602.01783
 Run:   python a2c_lstm_atari.py --env-id ALE/Pong-v5
-Score: Pong 19, Breakout 146 after 2M steps, three seeds, 35 to 52 minutes each
-       (benchmark/studies/a2c_atari.sh)
+Score: Pong 19, Breakout 146, mean of the last 100 training games of 2M steps, three seeds,
+       35 to 52 minutes each (benchmark/studies/a2c_atari.sh)
 Watch: tensorboard --logdir runs
 """
 
@@ -47,8 +47,8 @@ FRAME = (105, 80)  # half the screen's 210 x 160; of its rows, 17 to 97 show the
 
 @dataclass
 class Args:
-    # Task. Lengths are in environment steps, summed over all parallel environments, if nothing else
-    # is said; a step is four frames.
+    # Task. Lengths are in environment steps, summed over all parallel environments, unless said
+    # otherwise; a step is four frames.
     env_id: str = "ALE/Pong-v5"  # any of ALE's games
     total_timesteps: int = 10_000_000  # length of the training
     num_envs: int = 16  # games played side by side
@@ -66,14 +66,14 @@ class Args:
     batch_norm: bool = False  # between convolutions; acting and learning use different statistics
 
     # Learning
-    chunk_size: int = 20  # steps of every game from one update to the next, and of its gradient
+    chunk_size: int = 20  # steps of every game between updates, and how far gradients go back
     learning_rate: float = 6e-3  # RMSprop's step size
     anneal_lr: bool = True  # let it fall to 0 over the run, linearly
     weight_decay: float = 0.0  # pull of all weights towards 0
     gamma: float = 0.99  # discount per step
     gae_lambda: float = 0.95  # 0: advantages from one step, biased; 1: from all, noisy
     value_coef: float = 0.5  # weight of the value loss
-    max_grad_norm: float = 0.5  # longest gradient, over all parameters together
+    max_grad_norm: float = 0.5  # largest norm of the gradient, over all parameters together
 
     # Exploration: logits are divided by T = max(T_min, T_init - (T_init - T_min) episode / C)
     temperature_init: float = 1.0  # T_init, above 1 for more even probabilities
@@ -92,7 +92,7 @@ class Args:
     # Run folder
     run_dir: Path | None = None  # default: runs/{env_id}__{exp_name}__{seed}__{time}
     exp_name: str = SCRIPT  # part of the folder's name
-    resume: Path | None = None  # run folder to go on with; flags beside this one override its own
+    resume: Path | None = None  # run folder to resume; flags given with this one override its own
     save_interval: int = 100_000  # steps from one checkpoint to the next
     progress: bool = True  # progress bar, where there is a terminal
     track: bool = False  # log to Weights & Biases as well
@@ -223,7 +223,7 @@ class Standardise(nn.Module):
     """Subtracts from every pixel its own mean, and divides by one deviation, that of all pixels.
 
     Both are taken over all that was played so far. With pixels / 255, as is usual, what never
-    changes makes most of the features, and what moves drowns in it (Burda et al. 2019,
+    changes makes up most of the features, and what moves drowns in it (Burda et al. 2019,
     arXiv:1810.12894, section 2.4; there every pixel has a deviation of its own).
     """
 
@@ -243,7 +243,7 @@ class Standardise(nn.Module):
 
     @torch.no_grad()
     def update(self, newest: Tensor, over_ranks: Callable = list) -> None:
-        """Count in more screens, bytes [B, H, W].
+        """Add screens, bytes [B, H, W], to the running mean and deviation.
 
         over_ranks takes a list of tensors and returns their means over all processes that learn
         together; the default, list, leaves them as they are.
@@ -260,10 +260,10 @@ class Standardise(nn.Module):
 
 # [/shared]
 class Features(nn.Module):
-    """What the model makes of a screen: uint8 [B, 4, 105, 80], the last four, -> [B, size].
+    """The features of the last four frames: uint8 [B, 4, 105, 80] -> [B, size].
 
     linear: one layer, on the difference of the last two. cnn: two convolutions on all four.
-    cnn-lstm: three, and the LSTM of ActorCritic behind them.
+    cnn-lstm: three convolutions, behind which ActorCritic puts the LSTM.
     """
 
     def __init__(self, args: Args) -> None:
@@ -293,7 +293,7 @@ class Features(nn.Module):
         return self.layers(field[:, 3] - field[:, 2] if self.difference else field)
 
     def observe(self, obs: Tensor) -> None:
-        """Count in the newest frames of a chunk, obs [T, N, 4, 105, 80], for the next one."""
+        """Add a chunk's newest frames, obs [T, N, 4, 105, 80], to the pixels' statistics."""
         self.standardise.update(obs[:, :, -1, 17:97].flatten(0, 1))
 
 
@@ -365,9 +365,10 @@ def advantages(
 ) -> Tensor:
     """Generalised advantage estimation (Schulman et al. 2016, equation 16), all [T, N].
 
-    next_value is the value of the observation that an action led to, and where a game was cut off,
-    of its last one: what would have come still counts. terminated is 1 where nothing more can be
-    earned; ended is 1 there and where a game was cut off, since a new game's rewards are not its.
+    next_value is the value of the observation that an action led to; where a game was cut off, that
+    is its last observation, so that what would have come still counts. terminated is 1 where
+    nothing more can be earned; ended is 1 there and where a game was cut off, so that the next
+    game's rewards are not credited to this one.
     """
     delta = reward + gamma * (1 - terminated) * next_value - value  # δ = r + γ V(s') - V(s)
     advantage, later = torch.zeros_like(delta), torch.zeros_like(delta[0])
@@ -394,9 +395,9 @@ class Agent(nn.Module):
         self.h, self.c = nn.Buffer(h), nn.Buffer(c.clone())
         self.begins = nn.Buffer(torch.ones(args.num_envs, dtype=torch.bool))
         self.temperature = nn.Buffer(torch.tensor(args.temperature_init))
-        # The paper divides by sqrt(g + ε), PyTorch by sqrt(g) + eps, which 3e-3 makes about the
-        # same as ε = 1e-5. With eps = 1e-5, weights whose gradients are small take full steps as
-        # well, and within ten updates the features saturate the LSTM for good.
+        # The paper divides by sqrt(g + ε), PyTorch by sqrt(g) + eps: eps = 3e-3, about sqrt(1e-5),
+        # stands for the paper's ε = 1e-5. With eps = 1e-5, weights whose gradients are small take
+        # full steps as well, and within ten updates the features saturate the LSTM for good.
         self.optimizer = torch.optim.RMSprop(
             self.net.parameters(),
             args.learning_rate,
@@ -406,7 +407,7 @@ class Agent(nn.Module):
         )
 
     def policy(self, logits: Tensor) -> Tensor:
-        """Logarithms of the probabilities, evened out by the temperature."""
+        """The log-probabilities of the logits divided by the temperature."""
         return (logits / self.temperature).log_softmax(-1)
 
     @torch.no_grad()
@@ -468,8 +469,8 @@ def collect(games: AtariGames, agent: Agent, args: Args) -> tuple[Chunk, np.ndar
         terminated |= life_lost & args.episodic_life
         reward = np.sign(rewards[t]) if args.clip_rewards else rewards[t]
 
-        # The memory goes on where the game does. Of a game that is cut off, take the last value
-        # before a new game begins.
+        # The memory goes on where the game does. Where a game is cut off, take the value of its
+        # last observation before a new game begins.
         agent.h.copy_(memory[0])
         agent.c.copy_(memory[1])
         agent.begins.zero_()
@@ -878,7 +879,7 @@ def open_run(args: Args) -> Path:
 # [/shared]
 # [shared: atari play]
 def play(args: Args, checkpoint: dict[str, Any] | None, path: Path | None) -> None:
-    """Print what the policy that --evaluate names scores in whole games."""
+    """Play whole games with the policy that --evaluate names, and print their scores."""
     start_torch(args)
     num_actions = AtariGames(args, 1, [0]).num_actions
     agent = Agent(num_actions, args).to(args.device)
@@ -901,7 +902,7 @@ def play(args: Args, checkpoint: dict[str, Any] | None, path: Path | None) -> No
 # [/shared]
 # [shared: main]
 def main() -> None:
-    """Read the flags; beside --resume and --evaluate, those not given are the run's own."""
+    """Read the flags; with --resume or --evaluate, those not given are taken from the run."""
     args, checkpoint, path = tyro.cli(Args), None, None
     if sum(value is not None for value in (args.resume, args.evaluate, args.run_dir)) > 1:
         fail("give one of --resume, --evaluate and --run-dir: the first two name a run themselves")

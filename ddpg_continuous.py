@@ -1,7 +1,7 @@
 """Deep Deterministic Policy Gradient (DDPG): Q-learning for continuous actions.
 
-A critic Q(s, a) learns how good an action is, from random samples of everything that the agent
-has lived through (the replay buffer). An actor μ(s) learns, by gradient ascent on the critic, the
+A critic Q(s, a) learns how good an action is, from random samples of what the agent has lately
+lived through (the replay buffer). An actor μ(s) learns, by gradient ascent on the critic, the
 action that the critic likes best. Slow copies of both, the targets, keep the critic from chasing
 its own tail, and noise on the actions makes the agent try things.
 
@@ -73,7 +73,7 @@ class Args:
 
     # Exploration. Actions lie in [-1, 1] here, whatever the environment's own bounds are.
     noise_type: Literal["gaussian", "ou", "parameter", "none"] = "gaussian"  # see the classes below
-    noise_std: float = 0.1  # deviation; of parameter noise, the wanted distance between actions
+    noise_std: float = 0.1  # standard deviation; of parameter noise, the wanted action distance
     noise_std_min: float = 0.0  # what noise_std falls to, linearly, within noise_decay_steps
     noise_decay_steps: int = 0  # length of that fall; 0 keeps noise_std where it is
     ou_theta: float = 0.15  # Ornstein-Uhlenbeck noise: pull towards zero per unit of time
@@ -89,7 +89,7 @@ class Args:
     # Run folder
     run_dir: Path | None = None  # default: runs/{env_id}__{exp_name}__{seed}__{time}
     exp_name: str = SCRIPT  # part of the folder's name
-    resume: Path | None = None  # run folder to go on with; flags beside this one override its own
+    resume: Path | None = None  # run folder to resume; flags given with this one override its own
     save_interval: int = 50_000  # steps from one checkpoint to the next
     progress: bool = True  # progress bar, where there is a terminal
     track: bool = False  # log to Weights & Biases as well
@@ -174,7 +174,7 @@ class Actor(nn.Module):
         self.net = mlp([obs_dim, *args.actor_hidden_sizes, action_dim], args)
 
     def forward(self, obs: Tensor) -> Tensor:
-        # In bfloat16 tanh is ±1 from 3.5 on; its gradient is 0 there, and nothing is learnt.
+        # In float32: in bfloat16 tanh is ±1 beyond ±3.5, its gradient is 0, and nothing is learnt.
         return torch.tanh(self.net(obs).float())
 
 
@@ -188,8 +188,8 @@ class Critic(nn.Module):
     def forward(self, obs: Tensor, action: Tensor) -> Tensor:
         hidden = self.net[:-1](torch.cat([obs, action], dim=1))  # [B, H]
         last: Any = self.net[-1]
-        # One sum a row, [B], and in float32 with --bfloat16 too. Compiled, it is faster than the
-        # layer's [B, 1], which a loss against [B] would broadcast to [B, B], with only a warning.
+        # One sum per row: [B], in float32 even with --bfloat16, and faster when compiled than the
+        # layer's [B, 1], which a loss against [B] would broadcast to [B, B] with only a warning.
         return (hidden * last.weight[0]).sum(1) + last.bias
 
 
@@ -345,7 +345,7 @@ class Adam(nn.Module):
     def __init__(self, params: Iterable[Tensor], learning_rate: float, eps: float = 1e-8) -> None:
         super().__init__()
         self.params, self.eps = list(params), eps
-        # A tensor: as a plain number it would be compiled in, and anew at every change.
+        # A tensor: a plain number would be a constant of the graph, compiled anew at each change.
         self.learning_rate = nn.Buffer(torch.tensor(learning_rate), persistent=False)
         self.m = nn.ParameterList(torch.zeros_like(p) for p in self.params).requires_grad_(False)
         self.v = nn.ParameterList(torch.zeros_like(p) for p in self.params).requires_grad_(False)
@@ -354,7 +354,7 @@ class Adam(nn.Module):
     @torch.no_grad()
     def step(self, grads: Iterable[Tensor], beta1: float = 0.9, beta2: float = 0.999) -> None:
         self.t.add_(1)
-        # 1 - β^t, by an exponential: a power would be taken again in the loops over the weights.
+        # 1 - β^t, with exp: compiled, a power would be repeated inside the loops over the weights.
         bias1, bias2 = (1 - torch.exp(self.t * math.log(beta)) for beta in (beta1, beta2))
         for p, g, m, v in zip(self.params, grads, self.m, self.v):
             m.lerp_(g, 1 - beta1)  # m = β1 m + (1 - β1) g
@@ -834,7 +834,7 @@ def open_run(args: Args) -> Path:
 
 # [/shared]
 def play(args: Args, checkpoint: dict[str, Any] | None, path: Path | None) -> None:
-    """Print what the policy that --evaluate names returns over whole episodes."""
+    """Play whole episodes with the policy that --evaluate names, and print their returns."""
     start_torch(args)
     env = make_env(args.env_id, film=args.capture_video)
     obs_dim, action_dim = dimensions(env)
@@ -856,7 +856,7 @@ def play(args: Args, checkpoint: dict[str, Any] | None, path: Path | None) -> No
 
 # [shared: main]
 def main() -> None:
-    """Read the flags; beside --resume and --evaluate, those not given are the run's own."""
+    """Read the flags; with --resume or --evaluate, those not given are taken from the run."""
     args, checkpoint, path = tyro.cli(Args), None, None
     if sum(value is not None for value in (args.resume, args.evaluate, args.run_dir)) > 1:
         fail("give one of --resume, --evaluate and --run-dir: the first two name a run themselves")

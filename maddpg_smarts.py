@@ -92,7 +92,7 @@ class Args:
     buffer_size: int = 1_000_000  # transitions remembered; the oldest are overwritten
     learning_starts: int = 8_192  # steps of uniform random actions before the first update
     update_interval: int = 4  # steps from one update to the next; the paper's is 100
-    max_grad_norm: float = 0.5  # longest gradient, of each agent's actor and of its critic
+    max_grad_norm: float = 0.5  # largest gradient norm, of each agent's actor and of its critic
     gumbel_temperature: float = 1.0  # of discrete actions while learning: low is nearer to one-hot
     output_penalty: float = 1e-3  # weight of the actor's squared raw outputs in its loss
 
@@ -122,7 +122,7 @@ class Args:
     # Run folder
     run_dir: Path | None = None  # default: runs/{env_id}__{exp_name}__{seed}__{time}
     exp_name: str = SCRIPT  # part of the folder's name
-    resume: Path | None = None  # run folder to go on with; flags beside this one override its own
+    resume: Path | None = None  # run folder to resume; flags given with this one override its own
     save_interval: int = 50_000  # steps from one checkpoint to the next
     progress: bool = True  # progress bar, where there is a terminal
     track: bool = False  # log to Weights & Biases as well
@@ -731,7 +731,7 @@ class Adam(nn.Module):
     def __init__(self, params: Iterable[Tensor], learning_rate: float, eps: float = 1e-8) -> None:
         super().__init__()
         self.params, self.eps = list(params), eps
-        # A tensor: as a plain number it would be compiled in, and anew at every change.
+        # A tensor: a plain number would be a constant of the graph, compiled anew at each change.
         self.learning_rate = nn.Buffer(torch.tensor(learning_rate), persistent=False)
         self.m = nn.ParameterList(torch.zeros_like(p) for p in self.params).requires_grad_(False)
         self.v = nn.ParameterList(torch.zeros_like(p) for p in self.params).requires_grad_(False)
@@ -740,7 +740,7 @@ class Adam(nn.Module):
     @torch.no_grad()
     def step(self, grads: Iterable[Tensor], beta1: float = 0.9, beta2: float = 0.999) -> None:
         self.t.add_(1)
-        # 1 - β^t, by an exponential: a power would be taken again in the loops over the weights.
+        # 1 - β^t, with exp: compiled, a power would be repeated inside the loops over the weights.
         bias1, bias2 = (1 - torch.exp(self.t * math.log(beta)) for beta in (beta1, beta2))
         for p, g, m, v in zip(self.params, grads, self.m, self.v):
             m.lerp_(g, 1 - beta1)  # m = β1 m + (1 - β1) g
@@ -1514,7 +1514,7 @@ def floor(name: str, env: MultiAgentEnv) -> Callable[[Tensor], Tensor]:
 # [/shared]
 # [shared: main]
 def main() -> None:
-    """Read the flags; beside --resume and --evaluate, those not given are the run's own."""
+    """Read the flags; with --resume or --evaluate, those not given are taken from the run."""
     args, checkpoint, path = tyro.cli(Args), None, None
     if sum(value is not None for value in (args.resume, args.evaluate, args.run_dir)) > 1:
         fail("give one of --resume, --evaluate and --run-dir: the first two name a run themselves")

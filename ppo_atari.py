@@ -8,8 +8,8 @@ move an action's probability by more than a tenth.
 Paper: Schulman et al. 2017, Proximal Policy Optimization Algorithms, arXiv:1707.06347
 Run:   python ppo_atari.py --env-id ALE/Pong-v5
        torchrun --nproc-per-node 2 ppo_atari.py    (several GPUs, or several nodes)
-Score: Pong 20 (three seeds), Breakout 42 (one) after 2M steps, 94 to 106 minutes each
-       (benchmark/studies/ppo_atari.sh)
+Score: Pong 20 (three seeds), Breakout 42 (one), mean of the last 100 training games of 2M steps,
+       94 to 106 minutes each (benchmark/studies/ppo_atari.sh)
 Watch: tensorboard --logdir runs
 """
 
@@ -48,8 +48,8 @@ FRAME = (84, 84)  # height and width of what the network sees
 
 @dataclass
 class Args:
-    # Task. Lengths are in environment steps, summed over all parallel environments, if nothing else
-    # is said; a step is four frames. With torchrun the ranks share environments and minibatches.
+    # Task. Lengths are in environment steps, summed over all parallel environments, unless said
+    # otherwise; a step is four frames. With torchrun the ranks share environments and minibatches.
     env_id: str = "ALE/Pong-v5"  # any of ALE's games
     total_timesteps: int = 10_000_000  # length of the training
     num_envs: int = 8  # games played side by side
@@ -74,7 +74,7 @@ class Args:
     norm_advantage: bool = True  # advantages of a minibatch with mean 0 and deviation 1
     entropy_coef: float = 0.01  # weight of the entropy bonus
     value_coef: float = 0.5  # weight of the value loss
-    max_grad_norm: float = 0.5  # longest gradient, over all parameters together
+    max_grad_norm: float = 0.5  # largest norm of the gradient, over all parameters together
     target_kl: float | None = None  # end a learning phase when the policy has moved this far
 
     # Evaluation: whole games and raw scores, whatever is cut or clipped for learning
@@ -88,7 +88,7 @@ class Args:
     # Run folder
     run_dir: Path | None = None  # default: runs/{env_id}__{exp_name}__{seed}__{time}
     exp_name: str = SCRIPT  # part of the folder's name
-    resume: Path | None = None  # run folder to go on with; flags beside this one override its own
+    resume: Path | None = None  # run folder to resume; flags given with this one override its own
     save_interval: int = 100_000  # steps from one checkpoint to the next
     progress: bool = True  # progress bar, where there is a terminal
     track: bool = False  # log to Weights & Biases as well
@@ -219,7 +219,7 @@ class Standardise(nn.Module):
     """Subtracts from every pixel its own mean, and divides by one deviation, that of all pixels.
 
     Both are taken over all that was played so far. With pixels / 255, as is usual, what never
-    changes makes most of the features, and what moves drowns in it (Burda et al. 2019,
+    changes makes up most of the features, and what moves drowns in it (Burda et al. 2019,
     arXiv:1810.12894, section 2.4; there every pixel has a deviation of its own).
     """
 
@@ -239,7 +239,7 @@ class Standardise(nn.Module):
 
     @torch.no_grad()
     def update(self, newest: Tensor, over_ranks: Callable = list) -> None:
-        """Count in more screens, bytes [B, H, W].
+        """Add screens, bytes [B, H, W], to the running mean and deviation.
 
         over_ranks takes a list of tensors and returns their means over all processes that learn
         together; the default, list, leaves them as they are.
@@ -310,9 +310,10 @@ def advantages(
 ) -> Tensor:
     """Generalised advantage estimation (Schulman et al. 2016, equation 16), all [T, N].
 
-    next_value is the value of the observation that an action led to, and where a game was cut off,
-    of its last one: what would have come still counts. terminated is 1 where nothing more can be
-    earned; ended is 1 there and where a game was cut off, since a new game's rewards are not its.
+    next_value is the value of the observation that an action led to; where a game was cut off, that
+    is its last observation, so that what would have come still counts. terminated is 1 where
+    nothing more can be earned; ended is 1 there and where a game was cut off, so that the next
+    game's rewards are not credited to this one.
     """
     delta = reward + gamma * (1 - terminated) * next_value - value  # δ = r + γ V(s') - V(s)
     advantage, later = torch.zeros_like(delta), torch.zeros_like(delta[0])
@@ -358,8 +359,8 @@ class Rollout:
             self.terminated[t] = to_tensor(terminated, args.device)
             self.ended[t] = to_tensor(terminated | truncated, args.device)
 
-            # Of a game that is cut off, take the last value before the new game's first
-            # observation replaces its last.
+            # Where a game is cut off, take the value of its last observation before the new
+            # game's first one replaces it.
             last_value = act(games.obs)[1] if truncated.any() else value
             games.reset(ended[t] > 0)
             log_probs, value = act(games.obs)
@@ -387,7 +388,7 @@ class Adam(nn.Module):
     def __init__(self, params: Iterable[Tensor], learning_rate: float, eps: float = 1e-8) -> None:
         super().__init__()
         self.params, self.eps = list(params), eps
-        # A tensor: as a plain number it would be compiled in, and anew at every change.
+        # A tensor: a plain number would be a constant of the graph, compiled anew at each change.
         self.learning_rate = nn.Buffer(torch.tensor(learning_rate), persistent=False)
         self.m = nn.ParameterList(torch.zeros_like(p) for p in self.params).requires_grad_(False)
         self.v = nn.ParameterList(torch.zeros_like(p) for p in self.params).requires_grad_(False)
@@ -396,7 +397,7 @@ class Adam(nn.Module):
     @torch.no_grad()
     def step(self, grads: Iterable[Tensor], beta1: float = 0.9, beta2: float = 0.999) -> None:
         self.t.add_(1)
-        # 1 - β^t, by an exponential: a power would be taken again in the loops over the weights.
+        # 1 - β^t, with exp: compiled, a power would be repeated inside the loops over the weights.
         bias1, bias2 = (1 - torch.exp(self.t * math.log(beta)) for beta in (beta1, beta2))
         for p, g, m, v in zip(self.params, grads, self.m, self.v):
             m.lerp_(g, 1 - beta1)  # m = β1 m + (1 - β1) g
@@ -457,7 +458,7 @@ class Agent(nn.Module):
         }
 
     def gradients(self, batch: Batch) -> tuple[list[Tensor], dict[str, Tensor]]:
-        """The loss's gradient by every parameter, and what to log."""
+        """The loss's gradient with respect to every parameter, and what to log."""
         loss, log = self.loss(batch)
         return list(torch.autograd.grad(loss, list(self.net.parameters()))), log
 
@@ -941,7 +942,7 @@ def open_run(args: Args) -> Path:
 # [/shared]
 # [shared: atari play]
 def play(args: Args, checkpoint: dict[str, Any] | None, path: Path | None) -> None:
-    """Print what the policy that --evaluate names scores in whole games."""
+    """Play whole games with the policy that --evaluate names, and print their scores."""
     start_torch(args)
     num_actions = AtariGames(args, 1, [0]).num_actions
     agent = Agent(num_actions, args).to(args.device)
@@ -964,7 +965,7 @@ def play(args: Args, checkpoint: dict[str, Any] | None, path: Path | None) -> No
 # [/shared]
 # [shared: main]
 def main() -> None:
-    """Read the flags; beside --resume and --evaluate, those not given are the run's own."""
+    """Read the flags; with --resume or --evaluate, those not given are taken from the run."""
     args, checkpoint, path = tyro.cli(Args), None, None
     if sum(value is not None for value in (args.resume, args.evaluate, args.run_dir)) > 1:
         fail("give one of --resume, --evaluate and --run-dir: the first two name a run themselves")

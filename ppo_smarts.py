@@ -87,7 +87,7 @@ class Args:
     norm_advantage: bool = True  # advantages of a minibatch with mean 0 and deviation 1
     entropy_coef: float = 0.01  # weight of the entropy bonus
     value_coef: float = 0.5  # weight of the value loss
-    max_grad_norm: float = 0.5  # longest gradient, over all parameters together
+    max_grad_norm: float = 0.5  # largest norm of the gradient, over all parameters together
     target_kl: float | None = None  # end a learning phase when the policy has moved this far
 
     # Evaluation, in an environment of its own. The return of an episode is the agents' sum.
@@ -101,7 +101,7 @@ class Args:
     # Run folder
     run_dir: Path | None = None  # default: runs/{env_id}__{exp_name}__{seed}__{time}
     exp_name: str = SCRIPT  # part of the folder's name
-    resume: Path | None = None  # run folder to go on with; flags beside this one override its own
+    resume: Path | None = None  # run folder to resume; flags given with this one override its own
     save_interval: int = 10_000  # steps from one checkpoint to the next
     progress: bool = True  # progress bar, where there is a terminal
     track: bool = False  # log to Weights & Biases as well
@@ -518,9 +518,10 @@ def advantages(
 ) -> Tensor:
     """Generalised advantage estimation (Schulman et al. 2016, equation 16), all [T, N].
 
-    next_value is the value of the observation that an action led to, and where a game was cut off,
-    of its last one: what would have come still counts. terminated is 1 where nothing more can be
-    earned; ended is 1 there and where a game was cut off, since a new game's rewards are not its.
+    next_value is the value of the observation that an action led to; where a game was cut off, that
+    is its last observation, so that what would have come still counts. terminated is 1 where
+    nothing more can be earned; ended is 1 there and where a game was cut off, so that the next
+    game's rewards are not credited to this one.
     """
     delta = reward + gamma * (1 - terminated) * next_value - value  # δ = r + γ V(s') - V(s)
     advantage, later = torch.zeros_like(delta), torch.zeros_like(delta[0])
@@ -608,7 +609,7 @@ class Adam(nn.Module):
     def __init__(self, params: Iterable[Tensor], learning_rate: float, eps: float = 1e-8) -> None:
         super().__init__()
         self.params, self.eps = list(params), eps
-        # A tensor: as a plain number it would be compiled in, and anew at every change.
+        # A tensor: a plain number would be a constant of the graph, compiled anew at each change.
         self.learning_rate = nn.Buffer(torch.tensor(learning_rate), persistent=False)
         self.m = nn.ParameterList(torch.zeros_like(p) for p in self.params).requires_grad_(False)
         self.v = nn.ParameterList(torch.zeros_like(p) for p in self.params).requires_grad_(False)
@@ -617,7 +618,7 @@ class Adam(nn.Module):
     @torch.no_grad()
     def step(self, grads: Iterable[Tensor], beta1: float = 0.9, beta2: float = 0.999) -> None:
         self.t.add_(1)
-        # 1 - β^t, by an exponential: a power would be taken again in the loops over the weights.
+        # 1 - β^t, with exp: compiled, a power would be repeated inside the loops over the weights.
         bias1, bias2 = (1 - torch.exp(self.t * math.log(beta)) for beta in (beta1, beta2))
         for p, g, m, v in zip(self.params, grads, self.m, self.v):
             m.lerp_(g, 1 - beta1)  # m = β1 m + (1 - β1) g
@@ -1151,7 +1152,7 @@ def floor(name: str, env: MultiAgentEnv) -> Callable[[Tensor], Tensor]:
 # [/shared]
 # [shared: main]
 def main() -> None:
-    """Read the flags; beside --resume and --evaluate, those not given are the run's own."""
+    """Read the flags; with --resume or --evaluate, those not given are taken from the run."""
     args, checkpoint, path = tyro.cli(Args), None, None
     if sum(value is not None for value in (args.resume, args.evaluate, args.run_dir)) > 1:
         fail("give one of --resume, --evaluate and --run-dir: the first two name a run themselves")

@@ -73,7 +73,7 @@ class Args:
     buffer_size: int = 300_000  # transitions remembered; the oldest are overwritten
     learning_starts: int = 10_000  # steps of uniform random actions before the first update
     updates_per_step: int = 1  # updates per environment step
-    update_every: int = 1  # steps between rounds of updates; a round makes up for all of them
+    update_every: int = 1  # steps between rounds of updates; a round does those of all its steps
 
     # Temperature: what a nat of entropy is worth in reward
     autotune: bool = True  # learn it; otherwise it stays at alpha
@@ -98,7 +98,7 @@ class Args:
     # Run folder
     run_dir: Path | None = None  # default: runs/{env_id}__{exp_name}__{seed}__{time}
     exp_name: str = SCRIPT  # part of the folder's name
-    resume: Path | None = None  # run folder to go on with; flags beside this one override its own
+    resume: Path | None = None  # run folder to resume; flags given with this one override its own
     save_interval: int = 50_000  # steps from one checkpoint to the next
     progress: bool = True  # progress bar, where there is a terminal
     track: bool = False  # log to Weights & Biases as well
@@ -247,8 +247,8 @@ class Critic(nn.Module):
     def forward(self, obs: Tensor, action: Tensor) -> Tensor:
         hidden = self.net[:-1](torch.cat([obs, action], dim=1))  # [B, H]
         last: Any = self.net[-1]
-        # One sum a row, [B], and in float32 with --bfloat16 too. Compiled, it is faster than the
-        # layer's [B, 1], which a loss against [B] would broadcast to [B, B], with only a warning.
+        # One sum per row: [B], in float32 even with --bfloat16, and faster when compiled than the
+        # layer's [B, 1], which a loss against [B] would broadcast to [B, B] with only a warning.
         return (hidden * last.weight[0]).sum(1) + last.bias
 
 
@@ -309,7 +309,7 @@ class Adam(nn.Module):
     def __init__(self, params: Iterable[Tensor], learning_rate: float, eps: float = 1e-8) -> None:
         super().__init__()
         self.params, self.eps = list(params), eps
-        # A tensor: as a plain number it would be compiled in, and anew at every change.
+        # A tensor: a plain number would be a constant of the graph, compiled anew at each change.
         self.learning_rate = nn.Buffer(torch.tensor(learning_rate), persistent=False)
         self.m = nn.ParameterList(torch.zeros_like(p) for p in self.params).requires_grad_(False)
         self.v = nn.ParameterList(torch.zeros_like(p) for p in self.params).requires_grad_(False)
@@ -318,7 +318,7 @@ class Adam(nn.Module):
     @torch.no_grad()
     def step(self, grads: Iterable[Tensor], beta1: float = 0.9, beta2: float = 0.999) -> None:
         self.t.add_(1)
-        # 1 - β^t, by an exponential: a power would be taken again in the loops over the weights.
+        # 1 - β^t, with exp: compiled, a power would be repeated inside the loops over the weights.
         bias1, bias2 = (1 - torch.exp(self.t * math.log(beta)) for beta in (beta1, beta2))
         for p, g, m, v in zip(self.params, grads, self.m, self.v):
             m.lerp_(g, 1 - beta1)  # m = β1 m + (1 - β1) g
@@ -827,7 +827,7 @@ def open_run(args: Args) -> Path:
 
 # [/shared]
 def play(args: Args, checkpoint: dict[str, Any] | None, path: Path | None) -> None:
-    """Print what the policy that --evaluate names returns over whole episodes."""
+    """Play whole episodes with the policy that --evaluate names, and print their returns."""
     start_torch(args)
     env = make_env(args.env_id, film=args.capture_video)
     obs_dim, action_dim = dimensions(env)
@@ -849,7 +849,7 @@ def play(args: Args, checkpoint: dict[str, Any] | None, path: Path | None) -> No
 
 # [shared: main]
 def main() -> None:
-    """Read the flags; beside --resume and --evaluate, those not given are the run's own."""
+    """Read the flags; with --resume or --evaluate, those not given are taken from the run."""
     args, checkpoint, path = tyro.cli(Args), None, None
     if sum(value is not None for value in (args.resume, args.evaluate, args.run_dir)) > 1:
         fail("give one of --resume, --evaluate and --run-dir: the first two name a run themselves")

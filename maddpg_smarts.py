@@ -13,9 +13,9 @@ Run:    python maddpg_smarts.py
         python maddpg_smarts.py --env-id mpe2/simple_spread_v3 --num-envs 8 --update-interval 24
             --learning-starts 5000 --noise-decay-steps 60000 --total-timesteps 1000000
             --actor-learning-rate 1e-2 --critic-learning-rate 1e-2
-Score:  simple_spread -39 after 1,000,000 steps, three seeds; independent DDPG -45, at random -79
-        light traffic, 66% of the cars cross after 100,000 steps, one seed, with the observation of
-        commit ecfd708; of cars that only keep their lane 52%
+Score:  simple_spread -39 after 1,000,000 steps, three seeds; independent DDPG -45, two seeds;
+        random actions -79. Light traffic, with an older observation: 66% of the cars cross after
+        100,000 steps, one seed, and 52% of those that only keep their lane
 Watch:  tensorboard --logdir runs
 """
 
@@ -93,15 +93,15 @@ class Args:
     learning_starts: int = 8_192  # steps of uniform random actions before the first update
     update_interval: int = 4  # steps from one update to the next; the paper's is 100
     max_grad_norm: float = 0.5  # largest gradient norm, of each agent's actor and of its critic
-    gumbel_temperature: float = 1.0  # of discrete actions while learning: low is nearer to one-hot
+    gumbel_temperature: float = 1.0  # of the softmax that gives discrete actions their gradient
     output_penalty: float = 1e-3  # weight of the actor's squared raw outputs in its loss
 
     # Prioritised replay: each agent draws with priorities of its own
     prioritized_replay: bool = False  # draw more often what the critic got wrong
     per_variant: Literal["proportional", "rank"] = "proportional"  # to the error, or 1 / its rank
     per_alpha: float = 0.6  # 0: all transitions alike; 1: in proportion to the priorities
-    per_beta_start: float = 0.4  # 1: the bias that this brings is corrected in full ...
-    per_beta_end: float = 1.0  # ... as it is at the end of the run
+    per_beta_start: float = 0.4  # exponent of the importance weights; 1 undoes the draws' bias
+    per_beta_end: float = 1.0  # what it has risen to by the end of the run
 
     # Exploration: Gaussian noise on continuous actions, Gumbel noise on the logits of discrete ones
     noise_start: float = 1.0  # its scale at first; with 1, discrete actions are the policy's draws
@@ -145,7 +145,7 @@ class Step(NamedTuple):
     terminated: np.ndarray  # [N] bool: in this step the agent's task ended, by itself
     truncated: np.ndarray  # [N] bool: in this step the agent was cut off, as by a time limit
     live: np.ndarray  # [N] bool: acts in the next step; the episode is over when none does
-    last_obs: np.ndarray  # [N, O], like obs, but of an agent that ended in this step its last one
+    last_obs: np.ndarray  # [N, O], like obs, but not zero for an agent that ended in this step
 
 
 class MultiAgentEnv:
@@ -153,8 +153,8 @@ class MultiAgentEnv:
 
     An agent that has ended stays dead until the reset: it is not live, its observation is zero, it
     earns nothing, and what it is told to do is ignored. An observation that is shorter than another
-    agent's is padded with zeros. An episode follows from its seed and its actions, so that one in
-    its middle is saved as these, and played again to go on with it.
+    agent's is padded with zeros. An episode is determined by its seed and its actions: an
+    unfinished one is saved as these two, and resumed by playing them again.
     """
 
     def __init__(self, args: Args, film: bool = False) -> None:
@@ -240,7 +240,7 @@ class MultiAgentEnv:
         return self.env.render()
 
     def metrics(self) -> dict[str, float]:
-        """What there is to say about the episode beside its returns; of the crossing, METRICS."""
+        """Figures of the episode besides returns: on the crossing those of METRICS, else none."""
         return self.env.metrics() if hasattr(self.env, "metrics") else {}
 
     def close(self) -> None:
@@ -258,8 +258,8 @@ def episode_seed(*numbers: int) -> int:
 class SubprocessEnv(MultiAgentEnv):
     """The same in a process of its own, started with PYTHONHASHSEED=0.
 
-    SMARTS needs that: the order in Python's sets, and with it what it computes, would differ from
-    run to run. And several of it can run at the same time.
+    SMARTS needs that: without it the order in Python's sets, and so what SMARTS computes, would
+    differ from run to run. And several simulators can run at the same time.
     """
 
     def __init__(self, args: Args, film: bool = False) -> None:
@@ -434,8 +434,8 @@ class StackedLinear(nn.Module):
     def forward(self, *parts: Tensor) -> Tensor:
         """The input in parts [N, B, I_k], as if they were joined: x W = x_1 W_1 + x_2 W_2 + ...
 
-        A part that is the same for all agents can be given once, [1, B, I_k]. One that needs no
-        gradient, as observations do not, then costs none.
+        A part that is the same for all agents can be given once, [1, B, I_k]. And for a
+        part that needs no gradient, such as observations, none is computed.
         """
         output: Tensor = self.bias
         for x, weight in zip(parts, self.weight.split([x.shape[-1] for x in parts], 1)):
@@ -449,7 +449,7 @@ class StackedLinear(nn.Module):
 class StackedEye(nn.Module):
     """A small convolutional network for each of N agents: [N, B, C, 32, 32] -> [N, B, 64].
 
-    Channels in N groups that never meet make it one product too.
+    Grouped convolutions, a group for each agent, make it one product too.
     """
 
     def __init__(self, num_agents: int, channels: int) -> None:
@@ -508,7 +508,7 @@ class Transition(NamedTuple):
     reward: np.ndarray  # [E, N]
     terminated: np.ndarray  # [E, N], true where the agent's task itself ended, not its time
     live: np.ndarray  # [E, N], true where the agent acted; else its other parts are zero
-    next_obs: np.ndarray  # [E, N, O], of an agent that ended its last observation
+    next_obs: np.ndarray  # [E, N, O]; for an agent that ended, the last thing it saw
     ended: np.ndarray  # [E], true where the episode is over
 
 
@@ -598,7 +598,7 @@ class Priorities:
             self.put(rows, torch.where(live.T > 0, self.largest, -1.0))
 
     def refresh(self, index: Tensor, td_error: Tensor) -> None:
-        """The errors [N, B] of transitions that were learnt from, index [N, B]."""
+        """Take in the Bellman errors [N, B] that an update found for transitions index [N, B]."""
         dead = self.error.gather(1, index) < 0
         error = torch.where(dead, -1.0, td_error.abs())
         self.largest = torch.maximum(self.largest, error.amax(1, keepdim=True))
@@ -808,7 +808,7 @@ class Agent(nn.Module):
         return torch.stack([part[i % len(part), :, i] for i in range(self.num_agents)])
 
     def value(self, critic: nn.Module, obs: Tensor, action: Tensor, live: Tensor) -> Tensor:
-        """Each agent's value Q_i(x, a_1 .. a_N) of the steps in its own draw [N, B].
+        """Each agent's value Q_i(x, a_1 .. a_N), x = (o_1 .. o_N), in its own draw's steps [N, B].
 
         Of a dead agent the critics see zeros: neither where it was, nor what it would have done.
         """
@@ -824,15 +824,15 @@ class Agent(nn.Module):
         return self.one_hot(output.argmax(-1)) if self.discrete else torch.tanh(output)
 
     def mean(self, loss: Tensor, batch: Batch) -> Tensor:
-        """The mean over the steps in which an agent lived, [N, B] -> [N]."""
+        """The importance-weighted mean over the steps in which an agent lived, [N, B] -> [N]."""
         live = self.own(batch.live)
         return (batch.weight * live * loss).sum(1) / live.sum(1).clamp(min=1)
 
     def critic_loss(self, batch: Batch) -> tuple[Tensor, Tensor]:
         """Mean squared Bellman error (paper, equation 6) [N], and the Bellman errors [N, B]."""
         with torch.no_grad():
-            # Who ended by itself is dead in the next step. Who was cut off would have gone on, and
-            # so would the world around it.
+            # An agent whose task ended is dead in the next step. One that was cut off would have
+            # gone on, and so would the world around it.
             next_live = batch.live * (1 - batch.terminated)
             next_action = self.target_actions(batch.next_obs)
             next_value = self.value(self.target_critic, batch.next_obs, next_action, next_live)
@@ -946,7 +946,7 @@ class Collector:
         self.agent, self.args, self.envs = agent, args, Envs(args, number, subprocesses=False)
 
     def collect(self, actor: dict, noise: float, at_random: bool) -> list[Transition]:
-        """At least a hundred steps, with the newest actors."""
+        """Whole episodes, at least a hundred steps in all, with the actors that it is sent."""
         self.agent.actor.load_state_dict(actor)
         steps: list[Transition] = []
         while len(steps) < 100 or not steps[-1].ended.all():
@@ -969,8 +969,8 @@ class Learner:
 class Cluster:
     """Collectors and learners, as Ray actors on this machine or on the cluster at RAY_ADDRESS.
 
-    None waits for another: a collector plays with actors that are an episode old, and gradients
-    are applied as they come, though the networks may have moved on since their learner began. Where
+    None waits for another: a collector plays a hundred steps or more with the actors that it was
+    sent, and gradients are applied as they come, though the networks may have changed since. Where
     learners are slower than collectors, fewer updates are made than --update-interval asks for. One
     that dies is replaced.
     """
@@ -1007,7 +1007,7 @@ class Cluster:
         return actor.remote(self.agent, self.args, self.started)
 
     def collect(self, noise: float, at_random: bool) -> list[Transition]:
-        """Wait until a worker has done its part; returns the steps that have come, if any have."""
+        """Wait for a worker, a second at most; returns the steps that have come, if any have."""
         while self.idle[Collector]:
             worker = self.idle[Collector].pop()
             promise = worker.collect.remote(self.agent.actor.state_dict(), noise, at_random)

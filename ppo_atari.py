@@ -71,7 +71,7 @@ class Args:
     gae_lambda: float = 0.95  # 0: advantages from one step, biased; 1: from all, noisy
     clip_coef: float = 0.1  # a ratio further than this from 1 gains nothing more
     clip_value_loss: bool = True  # clip the value's change likewise, as OpenAI's code does
-    norm_advantage: bool = True  # advantages of a minibatch with mean 0 and deviation 1
+    norm_advantage: bool = True  # scale advantages to mean 0, standard deviation 1 per minibatch
     entropy_coef: float = 0.01  # weight of the entropy bonus
     value_coef: float = 0.5  # weight of the value loss
     max_grad_norm: float = 0.5  # largest norm of the gradient, over all parameters together

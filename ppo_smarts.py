@@ -84,7 +84,7 @@ class Args:
     reward_scale: float = 0.1  # rewards are multiplied by this for learning
     clip_coef: float = 0.2  # a ratio further than this from 1 gains nothing more
     clip_value_loss: bool = False  # clip the value's change likewise, as OpenAI's code does
-    norm_advantage: bool = True  # advantages of a minibatch with mean 0 and deviation 1
+    norm_advantage: bool = True  # scale advantages to mean 0, standard deviation 1 per minibatch
     entropy_coef: float = 0.01  # weight of the entropy bonus
     value_coef: float = 0.5  # weight of the value loss
     max_grad_norm: float = 0.5  # largest norm of the gradient, over all parameters together
@@ -124,7 +124,7 @@ class Step(NamedTuple):
     terminated: np.ndarray  # [N] bool: in this step the agent's task ended, by itself
     truncated: np.ndarray  # [N] bool: in this step the agent was cut off, as by a time limit
     live: np.ndarray  # [N] bool: acts in the next step; the episode is over when none does
-    last_obs: np.ndarray  # [N, O], like obs, but of an agent that ended in this step its last one
+    last_obs: np.ndarray  # [N, O], like obs, but not zero for an agent that ended in this step
 
 
 class MultiAgentEnv:
@@ -132,8 +132,8 @@ class MultiAgentEnv:
 
     An agent that has ended stays dead until the reset: it is not live, its observation is zero, it
     earns nothing, and what it is told to do is ignored. An observation that is shorter than another
-    agent's is padded with zeros. An episode follows from its seed and its actions, so that one in
-    its middle is saved as these, and played again to go on with it.
+    agent's is padded with zeros. An episode is determined by its seed and its actions: an
+    unfinished one is saved as these two, and resumed by playing them again.
     """
 
     def __init__(self, args: Args, film: bool = False) -> None:
@@ -219,7 +219,7 @@ class MultiAgentEnv:
         return self.env.render()
 
     def metrics(self) -> dict[str, float]:
-        """What there is to say about the episode beside its returns; of the crossing, METRICS."""
+        """Figures of the episode besides returns: on the crossing those of METRICS, else none."""
         return self.env.metrics() if hasattr(self.env, "metrics") else {}
 
     def close(self) -> None:
@@ -237,8 +237,8 @@ def episode_seed(*numbers: int) -> int:
 class SubprocessEnv(MultiAgentEnv):
     """The same in a process of its own, started with PYTHONHASHSEED=0.
 
-    SMARTS needs that: the order in Python's sets, and with it what it computes, would differ from
-    run to run. And several of it can run at the same time.
+    SMARTS needs that: without it the order in Python's sets, and so what SMARTS computes, would
+    differ from run to run. And several simulators can run at the same time.
     """
 
     def __init__(self, args: Args, film: bool = False) -> None:
@@ -442,10 +442,10 @@ class Body(nn.Module):
 
 
 class ActorCritic(nn.Module):
-    """The policy and the value of an agent's own observation, in networks of their own.
+    """The policy and the value, in separate networks, from an agent's own observation.
 
-    Of discrete actions the policy gives the logits; of continuous ones the mean, and their
-    deviation is learnt, the same for all observations.
+    For discrete actions the policy gives the logits; for continuous ones the mean, and a standard
+    deviation is learnt that is the same for all observations.
     """
 
     def __init__(self, env: MultiAgentEnv, args: Args) -> None:
@@ -578,7 +578,7 @@ class Rollout:
             rewards[t] = envs.part("reward").sum(1)
             self.reward[t] = args.reward_scale * reward
             self.terminated[t] = terminated
-            # Every agent ends at a time of its own; from then on others' rewards are not its.
+            # Every agent ends at a time of its own; later steps in its column are not of that life.
             self.ended[t] = torch.maximum(terminated, truncated)
 
             # Of an agent that is cut off, take the value of the last thing it saw.
@@ -653,7 +653,7 @@ class Agent(nn.Module):
         return self.net.mode(policy) if self.greedy else self.net.sample(policy)
 
     def loss(self, batch: Batch) -> tuple[Tensor, dict[str, Tensor]]:
-        """The paper's equation 9 over the live agents, to be minimised, and what to log."""
+        """The paper's equation 9, negated to be minimised, over the live agents; what to log."""
         policy, value = self.net(batch.obs)
         log_prob, entropies = self.net.log_prob(policy, batch.action)
         entropy = live_mean(entropies, batch.live)

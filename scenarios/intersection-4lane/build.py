@@ -19,8 +19,8 @@ import numpy as np
 
 ARMS = ("north", "east", "south", "west")  # clockwise
 
-# Vehicles an hour from each arm to each other one, and vehicles that are there from the beginning:
-# an episode lasts some ten seconds, in which a flow alone would bring hardly any.
+# Vehicles an hour from each arm to every other, and vehicles in all that are there from the
+# beginning: an episode lasts 10 to 40 seconds, in which a light flow alone would bring few.
 TRAFFIC = {"light": (60, 4), "dense": (240, 12)}
 LANE = 3.2  # width of a lane [m], SUMO's own
 

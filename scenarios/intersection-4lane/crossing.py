@@ -1,10 +1,10 @@
 """Four cars, one from each arm of a crossing, in SMARTS 2.0.1 with SUMO's traffic around them.
 
 An environment with PettingZoo's parallel interface, for use without our scripts as well. The agents
-are named for their arms and always begin there, and only where they are to go is drawn for every
-episode. The road from north to south has the right of way: SUMO's cars from east and west wait for
-it. SMARTS is driven directly, since its own gymnasium wrapper changes agents' places between
-episodes, and does not tell apart the two ends of an episode, terminated and truncated.
+are named for their arms and always begin there; where in the arm, and where they are to go, is
+drawn for every episode. The road from north to south has the right of way: SUMO's cars from east
+and west wait for it. SMARTS is driven directly, since its own gymnasium wrapper changes agents'
+places between episodes, and does not tell terminated from truncated.
 
 With PYTHONHASHSEED=0 in the environment of the interpreter an episode follows from its seed and its
 actions, to the bit. Without it, the order in Python's sets changes what SMARTS computes.
@@ -45,7 +45,7 @@ MANOEUVRES = ["keep_lane", "slow_down", "change_lane_right", "change_lane_left"]
 
 FRAMES, HEADINGS, NEIGHBOURS = 3, 20, 8  # moments in an observation, and what one of them holds
 NUMBERS = 5 + HEADINGS + 5 * NEIGHBOURS + 2 * (1 + NEIGHBOURS)
-RADIUS, SPEED = 50.0, 15.0  # how far one sees [m], and how fast one drives [m/s]
+RADIUS, SPEED = 50.0, 15.0  # how far an agent sees [m]; a speed that it sees as 1 [m/s]
 SIDE, METRES = 32, 1.5  # of an image: pixels, and metres in a pixel
 GRASS_TO_LINES = np.array([[86, 122, 80], [92, 92, 96], [190, 190, 190], [222, 186, 70]], np.uint8)
 AGENTS = np.array([[231, 76, 60], [52, 152, 219], [241, 196, 15], [155, 89, 182]], np.uint8)
@@ -146,8 +146,8 @@ class Crossing(ParallelEnv):
         self.scenario._missions = self.missions(np.random.default_rng([seed, attempt]))
         obs = self.sim.reset(self.scenario)
         came, brake = set(obs), (0.0, 1.0, 0.0) if self.continuous else "slow_down"
-        # It returns with the first agent's arrival; the others come a little later, where another
-        # car is in their place. They have ten seconds.
+        # It returns once the first agent has entered. An agent whose place another car takes up
+        # enters a little later; it has ten seconds.
         for _ in range(100):
             if not len(obs) == len(came) < len(ARMS):
                 break
@@ -246,13 +246,13 @@ class Crossing(ParallelEnv):
         return np.concatenate([stack[:, :NUMBERS].ravel(), stack[:, NUMBERS:].ravel()])
 
     def look(self, obs: Any) -> np.ndarray:
-        """What an agent sees at one moment, about between -1 and 1, in axes of its own car.
+        """What an agent sees at one moment, about between -1 and 1, in the axes of its own car.
 
         [goal forward, goal right, place in the lane, speed, steering, how the lane turns in each of
-        the next HEADINGS metres; of each neighbour distance, forward, right, and the velocity
-        relative to one's own, forward and right; of the goal and each neighbour forward and right
-        again, ten times as large and cut at ±1]. Collisions and goals are a matter of two metres,
-        which a network hardly sees in fractions of 50 or 100.
+        the next HEADINGS metres; for each neighbour its distance, how far forward and right it is,
+        and its velocity forward and right, relative to the car; for the goal and each neighbour how
+        far forward and right once more, ten times as large and cut at ±1]. Collisions and arrivals
+        are a matter of two metres, which a network hardly sees in fractions of 50 or 100 m.
         """
         ego = obs.ego_vehicle_state
         at, forward = np.array(ego.position[:2]), ahead(ego.heading)

@@ -223,15 +223,15 @@ class MultiAgentEnv:
     def pack(self, obs: dict, reward: dict, terminated: dict, truncated: dict) -> Step:
         """A Step of what PettingZoo tells by agent."""
         last_obs = np.zeros((len(self.names), self.obs_size), np.float32)
-        parts = np.zeros((3, len(self.names)), np.float32)
+        rewards = np.zeros(len(self.names), np.float32)
+        over, cut_off = np.zeros((2, len(self.names)), bool)
         for i, name in enumerate(self.names):
             if self.live[i]:
                 flat: Any = gym.spaces.flatten(self.env.observation_space(name), obs[name])
                 last_obs[i, : len(flat)] = flat
-                task_over = terminated.get(name, False)
-                # Of both, the end of the task counts: nothing more can be earned.
-                parts[:, i] = reward[name], task_over, truncated.get(name, False) and not task_over
-        rewards, over, cut_off = parts[0], parts[1] > 0, parts[2] > 0
+                rewards[i], over[i] = reward[name], terminated.get(name, False)
+                # Where both are true, the end of the task counts: nothing more can be earned.
+                cut_off[i] = truncated.get(name, False) and not over[i]
         live = self.live & ~over & ~cut_off
         return Step(last_obs * live[:, None], rewards, over, cut_off, live, last_obs)
 
@@ -247,123 +247,9 @@ class MultiAgentEnv:
         self.env.close()
 
 
-METRICS = "completion_rate", "collision_rate", "off_road_rate", "seconds_to_cross"
-
-
 def episode_seed(*numbers: int) -> int:
     """A seed of 32 bits; other numbers give another one, but for rare chance."""
     return int(np.random.SeedSequence(numbers).generate_state(1)[0])
-
-
-class SubprocessEnv(MultiAgentEnv):
-    """The same in a process of its own, started with PYTHONHASHSEED=0.
-
-    SMARTS needs that: without it the order in Python's sets, and so what SMARTS computes, would
-    differ from run to run. And several simulators can run at the same time.
-    """
-
-    def __init__(self, args: Args, film: bool = False) -> None:
-        os.environ["PYTHONHASHSEED"] = "0"  # for processes that begin from now on
-        spawn = multiprocessing.get_context("spawn")
-        self.pipe, theirs = spawn.Pipe()
-        self.process = spawn.Process(target=serve, args=(theirs, args, film), daemon=True)
-        self.process.start()
-        theirs.close()
-        atexit.register(self.close)
-        vars(self).update(self.answer())
-
-    def ask(self, *request: Any) -> None:
-        with contextlib.suppress(BrokenPipeError):  # answer says why
-            self.pipe.send(request)
-
-    def answer(self) -> Any:
-        try:
-            return self.pipe.recv()
-        except (EOFError, ConnectionResetError):
-            self.process.join()
-            if self.process.exitcode in (1, 2):
-                raise SystemExit(self.process.exitcode) from None  # it has said why
-            fail(f"the simulator's process ended with exit code {self.process.exitcode}", code=1)
-
-    def begin(self) -> Step:
-        self.ask("reset", self.seed)
-        return self.answer()
-
-    def send(self, action: np.ndarray) -> None:
-        super().send(action)
-        self.ask("step", action)
-
-    def advance(self) -> Step:
-        return self.answer()
-
-    def frame(self) -> np.ndarray:
-        self.ask("frame")
-        return self.answer()
-
-    def metrics(self) -> dict[str, float]:
-        self.ask("metrics")
-        return self.answer()
-
-    def close(self) -> None:
-        self.pipe.close()
-        self.process.join()
-
-
-def serve(pipe: Connection, args: Args, film: bool) -> None:
-    """Run an environment for another process: answer what it asks, until it hangs up."""
-    # Ctrl-C goes to the whole process group and would kill SUMO, while the run must first finish
-    # its step and save.
-    os.setsid()
-    signal.signal(signal.SIGTERM, signal.SIG_IGN)
-    try:
-        env = MultiAgentEnv(args, film)
-        facts = "names", "discrete", "action_size", "obs_size", "pixels", "fps"
-        pipe.send({name: getattr(env, name) for name in facts})
-        with contextlib.suppress(EOFError, BrokenPipeError, ConnectionResetError):
-            while True:
-                method, *arguments = pipe.recv()
-                pipe.send(getattr(env, method)(*arguments))
-        env.close()
-    except (RuntimeError, OSError) as error:
-        fail(f"{args.env_id}: {error}", code=1)
-
-
-def make_parallel(args: Args, film: bool) -> Any:
-    """The environment of --env-id as PettingZoo has it; fails if there is none."""
-    continuous = args.action_type == "continuous"
-    if args.env_id.startswith("smarts/"):
-        scenario = args.env_id.removeprefix("smarts/").removesuffix("-v0")
-        path = Path(__file__).parent / "scenarios" / scenario / "crossing.py"
-        if not path.exists():
-            known = "smarts/intersection-4lane-v0, from the folder scenarios/ beside it"
-            fail(f"cannot make {args.env_id}: there is no {path}; {SCRIPT}.py has {known}")
-        sys.path.insert(0, str(path.parent))
-        try:
-            module = importlib.import_module("crossing")
-        except ImportError as error:
-            fail(f"{args.env_id}: {error}; pip install -r requirements-smarts.txt")
-        for_driving = args.progress_reward, args.distance_reward
-        rewards = args.collision_reward, args.off_road_reward, args.goal_reward, *for_driving
-        world = args.traffic, args.turn, args.image, args.horizon
-        return module.Crossing(continuous, *world, rewards)
-    package, _, name = args.env_id.replace("/", ".").rpartition(".")
-    mode = {"render_mode": "rgb_array"} if film else {}
-    try:
-        make = importlib.import_module(f"{package}.{name}").parallel_env
-        try:  # MPE has both kinds of actions
-            return make(continuous_actions=continuous, **mode)
-        except TypeError:
-            return make(**mode)
-    except (ImportError, AttributeError, TypeError, ValueError) as error:
-        near = ""
-        with contextlib.suppress(ImportError, AttributeError, ValueError):
-            modules = pkgutil.iter_modules(importlib.import_module(package).__path__)
-            near = "".join(difflib.get_close_matches(name, [m.name for m in modules], n=1))
-            near = near and f"; did you mean {package}/{near}?"
-        fail(
-            f"cannot make {args.env_id}: {error}{near} (it takes package/name as in "
-            "mpe2/simple_spread_v3; pip install -r requirements-smarts.txt installs that one)"
-        )
 
 
 def make_env(args: Args, film: bool = False) -> MultiAgentEnv:
@@ -522,134 +408,6 @@ class Batch(NamedTuple):
     live: Tensor  # [C, B, N], 0 or 1
     next_obs: Tensor  # [C, B, N, O]
     weight: Tensor  # [C, B], importance weights; 1 without priorities
-
-
-class SumTree:
-    """For each of N agents a binary tree: leaves are priorities, other nodes their children's sum.
-
-    nodes [N, 2 * leaves]: node 1 is the root, and the children of node k are 2k and 2k + 1. So
-    drawing in proportion to the priorities takes log2(leaves) steps down, in place of a sum over
-    all leaves, and changing a priority as many steps up (Schaul et al. 2016, appendix B).
-    """
-
-    def __init__(self, num_agents: int, capacity: int) -> None:
-        self.leaves = 1 << (capacity - 1).bit_length()
-        # In float32 the sums of a million leaves would be off by whole leaves.
-        self.nodes = torch.zeros(num_agents, 2 * self.leaves, dtype=torch.float64)
-
-    def set(self, index: Tensor, priority: Tensor) -> None:
-        """Give the leaves index [N, B] the priorities [N, B], and all nodes above their sums."""
-        node = index + self.leaves
-        self.nodes.scatter_(1, node, priority.double())
-        while node[0, 0] > 1:
-            node = node // 2
-            children = self.nodes.gather(1, 2 * node), self.nodes.gather(1, 2 * node + 1)
-            self.nodes.scatter_(1, node, children[0] + children[1])
-
-    def get(self, index: Tensor) -> Tensor:
-        return self.nodes.gather(1, index + self.leaves)
-
-    def draw(self, batch_size: int) -> Tensor:
-        """Leaves [N, B], each with the probability priority / total.
-
-        The total is cut into B equal parts and one point drawn in each, so that a batch has some
-        of everything.
-        """
-        random = torch.rand(len(self.nodes), batch_size, dtype=torch.float64)
-        rest = (torch.arange(batch_size) + random) / batch_size * self.nodes[:, 1:2]
-        node = torch.ones_like(rest, dtype=torch.int64)
-        while node[0, 0] < self.leaves:
-            left, right = self.nodes.gather(1, 2 * node), self.nodes.gather(1, 2 * node + 1)
-            to_the_right = (rest >= left) & (right > 0)  # rounding must not lead to an empty leaf
-            rest = torch.where(to_the_right, rest - left, rest)
-            node = 2 * node + to_the_right
-        return node - self.leaves
-
-
-class Priorities:
-    """Which transitions each of N agents draws (Schaul et al. 2016, section 3).
-
-    P(i) = p_i^α / Σ_k p_k^α (equation 1), where p_i = |δ_i| + ε, or 1 / rank(i) by |δ_i|. A new
-    transition enters with the largest error so far, so that it is soon learnt from; one in which
-    an agent was dead has the priority 0 for it.
-    """
-
-    SORT = 1_000  # updates between two sortings; in between, a rank is looked up in the last one
-
-    def __init__(self, num_agents: int, capacity: int, args: Args) -> None:
-        self.alpha, self.by_rank = args.per_alpha, args.per_variant == "rank"
-        self.tree = SumTree(num_agents, capacity)
-        self.error = torch.full((num_agents, capacity), -1.0)  # |δ|, below 0 where there is none
-        self.largest = torch.ones(num_agents, 1)
-        self.sorted = torch.zeros(num_agents, 0)  # errors in ascending order, at the last sorting
-        self.refreshed = 0
-        self.new: list[tuple[Tensor, Tensor]] = []
-
-    def add(self, index: Tensor, live: Tensor) -> None:
-        """Note new transitions [K]; live [K, N] tells which agents acted."""
-        self.new.append((index, live))
-
-    def enter(self) -> None:
-        """Let all new transitions in at once, which is much faster than one by one."""
-        if self.new:
-            index, live = (torch.cat(part) for part in zip(*self.new))
-            self.new = []
-            rows = index.expand(len(self.error), -1)
-            self.put(rows, torch.where(live.T > 0, self.largest, -1.0))
-
-    def refresh(self, index: Tensor, td_error: Tensor) -> None:
-        """Take in the Bellman errors [N, B] that an update found for transitions index [N, B]."""
-        dead = self.error.gather(1, index) < 0
-        error = torch.where(dead, -1.0, td_error.abs())
-        self.largest = torch.maximum(self.largest, error.amax(1, keepdim=True))
-        self.put(index, error)
-        self.refreshed += 1
-        # Soon after the start too: until the first sorting all ranks are 1, and draws uniform.
-        if self.by_rank and (self.refreshed % self.SORT == 0 or self.refreshed in (10, 100)):
-            self.sort()
-
-    def put(self, index: Tensor, error: Tensor) -> None:
-        self.error.scatter_(1, index, error)
-        if self.by_rank:  # 1 + how many were larger
-            not_larger = torch.searchsorted(self.sorted, error.contiguous(), right=True)
-            priority = 1 / (1 + self.sorted.shape[1] - not_larger.double())
-        else:
-            priority = error.clamp(min=0).double() + 1e-6
-        self.tree.set(index, priority**self.alpha * (error >= 0))
-
-    def sort(self) -> None:
-        self.sorted, order = self.error.sort(1)
-        rank = order.shape[1] - torch.arange(order.shape[1], dtype=torch.float64)
-        self.tree.set(order, rank**-self.alpha * (self.sorted >= 0))
-
-    def draw(self, batch_size: int, beta: float) -> tuple[Tensor, Tensor]:
-        """Transitions and their importance weights, both [N, B].
-
-        w_i = (n P(i))^-β / max_j w_j over the batch (section 3.4): what is drawn too often counts
-        for less. The number of transitions n and the tree's total cancel out.
-        """
-        self.enter()
-        index = self.tree.draw(batch_size)
-        priority = self.tree.get(index).clamp(min=1e-12)  # 0: dead in all that is stored
-        return index, (priority / priority.amin(1, keepdim=True)).pow(-beta).float()
-
-    def state_dict(self, size: int) -> dict[str, Any]:
-        """The errors and priorities of the first transitions, so many as are stored."""
-        self.enter()
-        first = torch.arange(size).expand(len(self.error), -1)
-        return {
-            "error": self.error[:, :size].clone(),
-            "priority": self.tree.get(first),
-            "sorted": self.sorted,
-            "largest": self.largest,
-            "refreshed": self.refreshed,
-        }
-
-    def load_state_dict(self, state: dict[str, Any]) -> None:
-        size = state["error"].shape[1]
-        self.error[:, :size], self.sorted = state["error"], state["sorted"]
-        self.largest, self.refreshed = state["largest"], state["refreshed"]
-        self.tree.set(torch.arange(size).expand(len(self.error), -1), state["priority"])
 
 
 class ReplayBuffer:
@@ -887,17 +645,144 @@ class Agent(nn.Module):
 
     def clip(self, grads: list[Tensor]) -> list[Tensor]:
         """Each agent's gradient, scaled down to max_grad_norm where it is longer."""
-        rows = [grad.unflatten(0, (self.num_agents, -1)) for grad in grads]
-        norm = torch.stack([row.square().flatten(1).sum(1) for row in rows]).sum(0).sqrt()  # [N]
-        scale = (self.max_grad_norm / (norm + 1e-6)).clamp(max=1.0)
-        scaled = (row * scale.view(-1, *[1] * (row.dim() - 1)) for row in rows)
-        return [row.flatten(0, 1) for row in scaled]
+        rows = [grad.reshape(self.num_agents, -1) for grad in grads]
+        norm = torch.stack([row.square().sum(1) for row in rows]).sum(0).sqrt()  # [N]
+        scale = (self.max_grad_norm / (norm + 1e-6)).clamp(max=1.0).unsqueeze(1)
+        return [(row * scale).reshape_as(grad) for row, grad in zip(rows, grads)]
 
     def update(self, batch: Batch) -> tuple[Tensor, dict[str, Tensor]]:
         """Learn from one batch (paper, algorithm 1): Bellman errors [N, B], losses by name."""
         critic_grads, actor_grads, td_error, losses = self.gradients(batch)
         self.step(critic_grads, actor_grads)
         return td_error, losses
+
+
+class SumTree:
+    """For each of N agents a binary tree: leaves are priorities, other nodes their children's sum.
+
+    nodes [N, 2 * leaves]: node 1 is the root, and the children of node k are 2k and 2k + 1. So
+    drawing in proportion to the priorities takes log2(leaves) steps down, in place of a sum over
+    all leaves, and changing a priority as many steps up (Schaul et al. 2016, appendix B).
+    """
+
+    def __init__(self, num_agents: int, capacity: int) -> None:
+        self.leaves = 1 << (capacity - 1).bit_length()
+        # In float32 the sums of a million leaves would be off by whole leaves.
+        self.nodes = torch.zeros(num_agents, 2 * self.leaves, dtype=torch.float64)
+
+    def set(self, index: Tensor, priority: Tensor) -> None:
+        """Give the leaves index [N, B] the priorities [N, B], and all nodes above their sums."""
+        node = index + self.leaves
+        self.nodes.scatter_(1, node, priority.double())
+        while node[0, 0] > 1:
+            node = node // 2
+            children = self.nodes.gather(1, 2 * node), self.nodes.gather(1, 2 * node + 1)
+            self.nodes.scatter_(1, node, children[0] + children[1])
+
+    def get(self, index: Tensor) -> Tensor:
+        return self.nodes.gather(1, index + self.leaves)
+
+    def draw(self, batch_size: int) -> Tensor:
+        """Leaves [N, B], each with the probability priority / total.
+
+        The total is cut into B equal parts and one point drawn in each, so that a batch has some
+        of everything.
+        """
+        random = torch.rand(len(self.nodes), batch_size, dtype=torch.float64)
+        rest = (torch.arange(batch_size) + random) / batch_size * self.nodes[:, 1:2]
+        node = torch.ones_like(rest, dtype=torch.int64)
+        while node[0, 0] < self.leaves:
+            left, right = self.nodes.gather(1, 2 * node), self.nodes.gather(1, 2 * node + 1)
+            to_the_right = (rest >= left) & (right > 0)  # rounding must not lead to an empty leaf
+            rest = torch.where(to_the_right, rest - left, rest)
+            node = 2 * node + to_the_right
+        return node - self.leaves
+
+
+class Priorities:
+    """Which transitions each of N agents draws (Schaul et al. 2016, section 3).
+
+    P(i) = p_i^α / Σ_k p_k^α (equation 1), where p_i = |δ_i| + ε, or 1 / rank(i) by |δ_i|. A new
+    transition enters with the largest error so far, so that it is soon learnt from; one in which
+    an agent was dead has the priority 0 for it.
+    """
+
+    SORT = 1_000  # updates between two sortings; in between, a rank is looked up in the last one
+
+    def __init__(self, num_agents: int, capacity: int, args: Args) -> None:
+        self.alpha, self.by_rank = args.per_alpha, args.per_variant == "rank"
+        self.tree = SumTree(num_agents, capacity)
+        self.error = torch.full((num_agents, capacity), -1.0)  # |δ|, below 0 where there is none
+        self.largest = torch.ones(num_agents, 1)
+        self.sorted = torch.zeros(num_agents, 0)  # errors in ascending order, at the last sorting
+        self.refreshed = 0
+        self.new: list[tuple[Tensor, Tensor]] = []
+
+    def add(self, index: Tensor, live: Tensor) -> None:
+        """Note new transitions [K]; live [K, N] tells which agents acted."""
+        self.new.append((index, live))
+
+    def enter(self) -> None:
+        """Let all new transitions in at once, which is much faster than one by one."""
+        if self.new:
+            index, live = (torch.cat(part) for part in zip(*self.new))
+            self.new = []
+            rows = index.expand(len(self.error), -1)
+            self.put(rows, torch.where(live.T > 0, self.largest, -1.0))
+
+    def refresh(self, index: Tensor, td_error: Tensor) -> None:
+        """Take in the Bellman errors [N, B] that an update found for transitions index [N, B]."""
+        dead = self.error.gather(1, index) < 0
+        error = torch.where(dead, -1.0, td_error.abs())
+        self.largest = torch.maximum(self.largest, error.amax(1, keepdim=True))
+        self.put(index, error)
+        self.refreshed += 1
+        # Soon after the start too: until the first sorting all ranks are 1, and draws uniform.
+        if self.by_rank and (self.refreshed % self.SORT == 0 or self.refreshed in (10, 100)):
+            self.sort()
+
+    def put(self, index: Tensor, error: Tensor) -> None:
+        self.error.scatter_(1, index, error)
+        if self.by_rank:  # 1 + how many were larger
+            not_larger = torch.searchsorted(self.sorted, error.contiguous(), right=True)
+            priority = 1 / (1 + self.sorted.shape[1] - not_larger.double())
+        else:
+            priority = error.clamp(min=0).double() + 1e-6
+        self.tree.set(index, priority**self.alpha * (error >= 0))
+
+    def sort(self) -> None:
+        self.sorted, order = self.error.sort(1)
+        rank = order.shape[1] - torch.arange(order.shape[1], dtype=torch.float64)
+        self.tree.set(order, rank**-self.alpha * (self.sorted >= 0))
+
+    def draw(self, batch_size: int, beta: float) -> tuple[Tensor, Tensor]:
+        """Transitions and their importance weights, both [N, B].
+
+        w_i = (n P(i))^-β / max_j w_j over the batch (section 3.4): what is drawn too often counts
+        for less. The number of transitions n and the tree's total cancel out.
+        """
+        self.enter()
+        index = self.tree.draw(batch_size)
+        priority = self.tree.get(index).clamp(min=1e-12)  # 0: dead in all that is stored
+        return index, (priority / priority.amin(1, keepdim=True)).pow(-beta).float()
+
+    def state_dict(self, size: int) -> dict[str, Any]:
+        """The errors and priorities of the first transitions, so many as are stored."""
+        self.enter()
+        first = torch.arange(size).expand(len(self.error), -1)
+        return {
+            "error": self.error[:, :size].clone(),
+            "priority": self.tree.get(first),
+            "sorted": self.sorted,
+            "largest": self.largest,
+            "refreshed": self.refreshed,
+        }
+
+    def load_state_dict(self, state: dict[str, Any]) -> None:
+        size = state["error"].shape[1]
+        self.error[:, :size], self.sorted = state["error"], state["sorted"]
+        self.largest, self.refreshed = state["largest"], state["refreshed"]
+        self.tree.set(torch.arange(size).expand(len(self.error), -1), state["priority"])
 
 
 def play_step(envs: Envs, agent: Agent, args: Args, noise: float, at_random: bool) -> Transition:
@@ -910,13 +795,14 @@ def play_step(envs: Envs, agent: Agent, args: Args, noise: float, at_random: boo
     envs.step((action.argmax(-1) if agent.discrete else action).numpy())
     action *= torch.from_numpy(live).unsqueeze(-1)  # what the dead are told is nothing
     reward, terminated, last_obs = map(envs.part, ("reward", "terminated", "last_obs"))
-    return Transition(obs, action, reward, terminated, live, last_obs, ended=envs.reset())
+    ended = envs.reset()  # after the last step has been read, which this replaces
+    return Transition(obs, action, reward, terminated, live, last_obs, ended)
 
 
 class SingleProcess:
     """Plays and learns by turns, in this process."""
 
-    def __init__(self, agent: Agent, buffer: ReplayBuffer, args: Args, env_step: int) -> None:
+    def __init__(self, agent: Agent, buffer: ReplayBuffer, args: Args) -> None:
         self.agent, self.buffer, self.args, self.envs = agent, buffer, args, Envs(args)
         self.batch_size = args.batch_size
         self.update = compiled(agent.update, args)
@@ -938,6 +824,248 @@ class SingleProcess:
         self.envs.close()
 
 
+def linear(start: float, end: float, share: float) -> float:
+    """From start to end, as share goes from 0 to 1."""
+    return start + min(share, 1.0) * (end - start)
+
+
+def train(args: Args, checkpoint: dict[str, Any] | None = None) -> Path:
+    """Train, from the start or from a checkpoint, and return the run folder."""
+    start_torch(args)
+    eval_env = make_env(args, film=args.capture_video)
+    agent = Agent(eval_env, args).to(args.device)
+    buffer = ReplayBuffer(eval_env, args)
+    run = restore(checkpoint, agent, buffer) if checkpoint else Progress()
+    crew: SingleProcess | Cluster
+    if args.num_collectors + args.num_learners > 0:
+        crew = Cluster(agent, buffer, args, run.env_step)
+    else:
+        crew = SingleProcess(agent, buffer, args)
+    run_dir = open_run(args)
+    logger = AgentsLogger(args, run_dir, run.env_step, run.seconds)
+    if checkpoint and isinstance(crew, SingleProcess) and checkpoint["envs"]:
+        crew.envs.restore(checkpoint["envs"])
+        logger.returns, logger.lengths = map(np.array, checkpoint["unfinished"])
+    interrupt = Interrupt()
+    saved_at, owed, finished = run.env_step, 0, False
+
+    while not finished:
+        # Play: at random at first, so that the buffer begins with actions of every kind
+        before, starts = run.env_step, args.learning_starts
+        noise = linear(args.noise_start, args.noise_end, before / max(args.noise_decay_steps, 1))
+        for transition in crew.collect(noise, at_random=before < starts):
+            run.env_step += args.num_envs
+            reward = transition.reward
+            if not np.isfinite(reward).all():
+                fail(f"{args.env_id} gave the reward {reward} at step {run.env_step}", code=1)
+            buffer.add(transition)
+            logger.step(run.env_step, reward.sum(1), transition.ended)
+
+        # Learn
+        if run.env_step > starts:
+            interval = args.update_interval
+            owed += run.env_step // interval - max(before, starts) // interval
+            beta = linear(args.per_beta_start, args.per_beta_end, before / args.total_timesteps)
+            updates, losses = crew.learn(owed, beta)
+            run.updates, owed = run.updates + updates, owed - updates
+            if updates:
+                logger.losses(run.env_step, losses)
+
+        # Evaluate
+        finished = run.env_step >= args.total_timesteps
+        if finished or run.env_step // args.eval_interval > before // args.eval_interval:
+            result = evaluate(agent.eval_action, eval_env, args, run.env_step, run_dir / "videos")
+            logger.evaluation(run.env_step, result)
+            run.evaluations.append(result["mean_return"])
+            if result["mean_return"] > run.best_return:
+                run.best_return = result["mean_return"]
+                save_checkpoint(run_dir / "best.pt", args, run, {"agent": agent.state_dict()})
+            if args.stop_at_return is not None and len(run.evaluations) >= 3:
+                finished |= min(run.evaluations[-3:]) >= args.stop_at_return
+
+        # Save
+        if finished or interrupt.number or run.env_step - saved_at >= args.save_interval:
+            saved_at, run.seconds = run.env_step, logger.seconds()
+            everything = whole_state(agent, buffer, crew)
+            everything["unfinished"] = [logger.returns.tolist(), logger.lengths.tolist()]
+            save_checkpoint(run_dir / "checkpoint.pt", args, run, everything)
+            if interrupt.number:
+                break
+
+    logger.close()
+    crew.close()
+    eval_env.close()
+    interrupt.end(run, run_dir, finished)
+    return run_dir
+
+
+# [shared: agents evaluation]
+METRICS = "completion_rate", "collision_rate", "off_road_rate", "seconds_to_cross"
+
+
+@torch.no_grad()
+def evaluate(
+    policy: Callable[[Tensor], Tensor],
+    env: MultiAgentEnv,
+    args: Args,
+    env_step: int,
+    video_dir: Path,
+) -> dict[str, Any]:
+    """Play whole episodes with policy ([N, O] -> [N] or [N, A]); returns evaluations.csv's columns.
+
+    An episode's return is the sum of its agents' returns; agent_returns are the means of each.
+    Episodes and draws follow from the step, and from no generator of the training, so that a
+    resumed run is evaluated like one that was never interrupted.
+    """
+    returns, lengths, metrics, frames = [], [], [], []
+    with torch.random.fork_rng(devices=range(torch.cuda.device_count())):
+        torch.manual_seed(args.seed + env_step)
+        for episode in range(args.eval_episodes):
+            step = env.reset(episode_seed(args.seed, 10_000, env_step, episode))
+            episodic_return, length = np.zeros(len(env.names)), 0
+            while step.live.any():
+                if args.capture_video and episode == 0:
+                    frames.append(env.frame())
+                step = env.step(policy(to_tensor(step.obs, args.device)).cpu().numpy())
+                episodic_return, length = episodic_return + step.reward, length + 1
+            returns.append(episodic_return)
+            lengths.append(length)
+            metrics.append(env.metrics())
+    if frames:
+        prefix = f"step-{env_step}"
+        save_video(frames, str(video_dir), lambda _: True, fps=env.fps, name_prefix=prefix)
+    sums, rates = np.sum(returns, axis=1), {}
+    for name in METRICS:  # SMARTS has these; seconds are not a number where nobody arrived
+        values = [values[name] for values in metrics if not math.isnan(values.get(name, math.nan))]
+        rates[name] = float(np.mean(values)) if values else ""
+    return rates | {
+        "mean_return": float(sums.mean()),
+        "std_return": float(sums.std()),
+        "min_return": float(sums.min()),
+        "max_return": float(sums.max()),
+        "mean_length": float(np.mean(lengths)),
+        "episodes": len(sums),
+        "agent_returns": " ".join(f"{value:.2f}" for value in np.mean(returns, axis=0)),
+    }
+
+
+# [/shared]
+# From here on housekeeping: processes, the log, checkpoints, flags. The algorithm ends here.
+
+
+# [shared: agents processes]
+class SubprocessEnv(MultiAgentEnv):
+    """A MultiAgentEnv in a process of its own, started with PYTHONHASHSEED=0.
+
+    SMARTS needs that: without it the order in Python's sets, and so what SMARTS computes, would
+    differ from run to run. And several simulators can run at the same time.
+    """
+
+    def __init__(self, args: Args, film: bool = False) -> None:
+        os.environ["PYTHONHASHSEED"] = "0"  # for processes that begin from now on
+        spawn = multiprocessing.get_context("spawn")
+        self.pipe, theirs = spawn.Pipe()
+        self.process = spawn.Process(target=serve, args=(theirs, args, film), daemon=True)
+        self.process.start()
+        theirs.close()
+        atexit.register(self.close)
+        vars(self).update(self.answer())
+
+    def ask(self, *request: Any) -> None:
+        with contextlib.suppress(BrokenPipeError):  # answer says why
+            self.pipe.send(request)
+
+    def answer(self) -> Any:
+        try:
+            return self.pipe.recv()
+        except (EOFError, ConnectionResetError):
+            self.process.join()
+            if self.process.exitcode in (1, 2):
+                raise SystemExit(self.process.exitcode) from None  # it has said why
+            fail(f"the simulator's process ended with exit code {self.process.exitcode}", code=1)
+
+    def begin(self) -> Step:
+        self.ask("reset", self.seed)
+        return self.answer()
+
+    def send(self, action: np.ndarray) -> None:
+        super().send(action)
+        self.ask("step", action)
+
+    def advance(self) -> Step:
+        return self.answer()
+
+    def frame(self) -> np.ndarray:
+        self.ask("frame")
+        return self.answer()
+
+    def metrics(self) -> dict[str, float]:
+        self.ask("metrics")
+        return self.answer()
+
+    def close(self) -> None:
+        self.pipe.close()
+        self.process.join()
+
+
+def serve(pipe: Connection, args: Args, film: bool) -> None:
+    """Run an environment for another process: answer what it asks, until it hangs up."""
+    # Ctrl-C goes to the whole process group and would kill SUMO, while the run must first finish
+    # its step and save.
+    os.setsid()
+    signal.signal(signal.SIGTERM, signal.SIG_IGN)
+    try:
+        env = MultiAgentEnv(args, film)
+        facts = "names", "discrete", "action_size", "obs_size", "pixels", "fps"
+        pipe.send({name: getattr(env, name) for name in facts})
+        with contextlib.suppress(EOFError, BrokenPipeError, ConnectionResetError):
+            while True:
+                method, *arguments = pipe.recv()
+                pipe.send(getattr(env, method)(*arguments))
+        env.close()
+    except (RuntimeError, OSError) as error:
+        fail(f"{args.env_id}: {error}", code=1)
+
+
+def make_parallel(args: Args, film: bool) -> Any:
+    """The environment of --env-id as PettingZoo has it; fails if there is none."""
+    continuous = args.action_type == "continuous"
+    if args.env_id.startswith("smarts/"):
+        scenario = args.env_id.removeprefix("smarts/").removesuffix("-v0")
+        path = Path(__file__).parent / "scenarios" / scenario / "crossing.py"
+        if not path.exists():
+            known = "smarts/intersection-4lane-v0, from the folder scenarios/ beside it"
+            fail(f"cannot make {args.env_id}: there is no {path}; {SCRIPT}.py has {known}")
+        sys.path.insert(0, str(path.parent))
+        try:
+            module = importlib.import_module("crossing")
+        except ImportError as error:
+            fail(f"{args.env_id}: {error}; pip install -r requirements-smarts.txt")
+        for_driving = args.progress_reward, args.distance_reward
+        rewards = args.collision_reward, args.off_road_reward, args.goal_reward, *for_driving
+        world = args.traffic, args.turn, args.image, args.horizon
+        return module.Crossing(continuous, *world, rewards)
+    package, _, name = args.env_id.replace("/", ".").rpartition(".")
+    mode = {"render_mode": "rgb_array"} if film else {}
+    try:
+        make = importlib.import_module(f"{package}.{name}").parallel_env
+        try:  # MPE has both kinds of actions
+            return make(continuous_actions=continuous, **mode)
+        except TypeError:
+            return make(**mode)
+    except (ImportError, AttributeError, TypeError, ValueError) as error:
+        near = ""
+        with contextlib.suppress(ImportError, AttributeError, ValueError):
+            modules = pkgutil.iter_modules(importlib.import_module(package).__path__)
+            near = "".join(difflib.get_close_matches(name, [m.name for m in modules], n=1))
+            near = near and f"; did you mean {package}/{near}?"
+        fail(
+            f"cannot make {args.env_id}: {error}{near} (it takes package/name as in "
+            "mpe2/simple_spread_v3; pip install -r requirements-smarts.txt installs that one)"
+        )
+
+
+# [/shared]
 class Collector:
     """Plays whole episodes, in a process of its own that Ray starts."""
 
@@ -1054,141 +1182,6 @@ class Cluster:
 
     def close(self) -> None:
         self.ray.shutdown()
-
-
-def linear(start: float, end: float, share: float) -> float:
-    """From start to end, as share goes from 0 to 1."""
-    return start + min(share, 1.0) * (end - start)
-
-
-def train(args: Args, checkpoint: dict[str, Any] | None = None) -> Path:
-    """Train, from the start or from a checkpoint, and return the run folder."""
-    start_torch(args)
-    eval_env = make_env(args, film=args.capture_video)
-    agent = Agent(eval_env, args).to(args.device)
-    buffer = ReplayBuffer(eval_env, args)
-    run = restore(checkpoint, agent, buffer) if checkpoint else Progress()
-    spread = args.num_collectors + args.num_learners > 0
-    kind = Cluster if spread else SingleProcess
-    crew: SingleProcess | Cluster = kind(agent, buffer, args, run.env_step)
-    run_dir = open_run(args)
-    logger = AgentsLogger(args, run_dir, run.env_step, run.seconds)
-    if checkpoint and isinstance(crew, SingleProcess) and checkpoint["envs"]:
-        crew.envs.restore(checkpoint["envs"])
-        logger.returns, logger.lengths = map(np.array, checkpoint["unfinished"])
-    interrupt = Interrupt()
-    saved_at, owed, finished = run.env_step, 0, False
-
-    while not finished:
-        # Play: at random at first, so that the buffer begins with actions of every kind
-        before, starts = run.env_step, args.learning_starts
-        noise = linear(args.noise_start, args.noise_end, before / max(args.noise_decay_steps, 1))
-        for transition in crew.collect(noise, at_random=before < starts):
-            run.env_step += args.num_envs
-            reward = transition.reward
-            if not np.isfinite(reward).all():
-                fail(f"{args.env_id} gave the reward {reward} at step {run.env_step}", code=1)
-            buffer.add(transition)
-            logger.step(run.env_step, reward.sum(1), transition.ended)
-
-        # Learn
-        if run.env_step > starts:
-            interval = args.update_interval
-            owed += run.env_step // interval - max(before, starts) // interval
-            beta = linear(args.per_beta_start, args.per_beta_end, before / args.total_timesteps)
-            updates, losses = crew.learn(owed, beta)
-            run.updates, owed = run.updates + updates, owed - updates
-            if updates:
-                logger.losses(run.env_step, losses)
-
-        # Evaluate
-        finished = run.env_step >= args.total_timesteps
-        if finished or run.env_step // args.eval_interval > before // args.eval_interval:
-            result = evaluate(agent.eval_action, eval_env, args, run.env_step, run_dir / "videos")
-            logger.evaluation(run.env_step, result)
-            run.evaluations.append(result["mean_return"])
-            if result["mean_return"] > run.best_return:
-                run.best_return = result["mean_return"]
-                save_checkpoint(run_dir / "best.pt", args, run, {"agent": agent.state_dict()})
-            if args.stop_at_return is not None and len(run.evaluations) >= 3:
-                finished |= min(run.evaluations[-3:]) >= args.stop_at_return
-
-        # Save
-        if finished or interrupt.number or run.env_step - saved_at >= args.save_interval:
-            saved_at, run.seconds = run.env_step, logger.seconds()
-            everything = whole_state(agent, buffer, crew)
-            everything["unfinished"] = [logger.returns.tolist(), logger.lengths.tolist()]
-            save_checkpoint(run_dir / "checkpoint.pt", args, run, everything)
-            if interrupt.number:
-                break
-
-    logger.close()
-    crew.close()
-    eval_env.close()
-    interrupt.end(run, run_dir, finished)
-    return run_dir
-
-
-# [shared: agents evaluation]
-@torch.no_grad()
-def evaluate(
-    policy: Callable[[Tensor], Tensor],
-    env: MultiAgentEnv,
-    args: Args,
-    env_step: int,
-    video_dir: Path,
-) -> dict[str, Any]:
-    """Play whole episodes with policy ([N, O] -> [N] or [N, A]); returns evaluations.csv's columns.
-
-    An episode's return is the sum of its agents' returns; agent_returns are the means of each.
-    Episodes and draws follow from the step, and from no generator of the training, so that a
-    resumed run is evaluated like one that was never interrupted.
-    """
-    returns, lengths, metrics, frames = [], [], [], []
-    with torch.random.fork_rng(devices=range(torch.cuda.device_count())):
-        torch.manual_seed(args.seed + env_step)
-        for episode in range(args.eval_episodes):
-            step = env.reset(episode_seed(args.seed, 10_000, env_step, episode))
-            episodic_return, length = np.zeros(len(env.names)), 0
-            while step.live.any():
-                if args.capture_video and episode == 0:
-                    frames.append(env.frame())
-                step = env.step(policy(to_tensor(step.obs, args.device)).cpu().numpy())
-                episodic_return, length = episodic_return + step.reward, length + 1
-            returns.append(episodic_return)
-            lengths.append(length)
-            metrics.append(env.metrics())
-    if frames:
-        prefix = f"step-{env_step}"
-        save_video(frames, str(video_dir), lambda _: True, fps=env.fps, name_prefix=prefix)
-    sums, rates = np.sum(returns, axis=1), {}
-    for name in METRICS:  # SMARTS has these; seconds are not a number where nobody arrived
-        values = [values[name] for values in metrics if not math.isnan(values.get(name, math.nan))]
-        rates[name] = float(np.mean(values)) if values else ""
-    return rates | {
-        "mean_return": float(sums.mean()),
-        "std_return": float(sums.std()),
-        "min_return": float(sums.min()),
-        "max_return": float(sums.max()),
-        "mean_length": float(np.mean(lengths)),
-        "episodes": len(sums),
-        "agent_returns": " ".join(f"{value:.2f}" for value in np.mean(returns, axis=0)),
-    }
-
-
-def summary(result: dict[str, Any]) -> str:
-    """A line about what evaluate returned."""
-    text = (
-        "return {mean_return:.1f} ± {std_return:.1f} over {episodes:.0f} episodes, from "
-        "{min_return:.1f} to {max_return:.1f}; mean length {mean_length:.0f}; of each agent "
-        "{agent_returns}"
-    ).format(**result)
-    rates = [f"{name} {result[name]:.3f}" for name in METRICS if result[name] != ""]
-    return "; ".join([text, *rates])
-
-
-# [/shared]
-# From here on housekeeping: the log, checkpoints, flags. The algorithm ends here.
 
 
 # [shared: logger]
@@ -1499,6 +1492,17 @@ def play(args: Args, checkpoint: dict[str, Any] | None, path: Path | None) -> No
 
 
 # [shared: agents floor]
+def summary(result: dict[str, Any]) -> str:
+    """A line about what evaluate returned."""
+    text = (
+        "return {mean_return:.1f} ± {std_return:.1f} over {episodes:.0f} episodes, from "
+        "{min_return:.1f} to {max_return:.1f}; mean length {mean_length:.0f}; of each agent "
+        "{agent_returns}"
+    ).format(**result)
+    rates = [f"{name} {result[name]:.3f}" for name in METRICS if result[name] != ""]
+    return "; ".join([text, *rates])
+
+
 def floor(name: str, env: MultiAgentEnv) -> Callable[[Tensor], Tensor]:
     """The policy that acts at random, or the one that only ever keeps its lane."""
     size = (len(env.names), env.action_size)

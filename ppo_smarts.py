@@ -202,15 +202,15 @@ class MultiAgentEnv:
     def pack(self, obs: dict, reward: dict, terminated: dict, truncated: dict) -> Step:
         """A Step of what PettingZoo tells by agent."""
         last_obs = np.zeros((len(self.names), self.obs_size), np.float32)
-        parts = np.zeros((3, len(self.names)), np.float32)
+        rewards = np.zeros(len(self.names), np.float32)
+        over, cut_off = np.zeros((2, len(self.names)), bool)
         for i, name in enumerate(self.names):
             if self.live[i]:
                 flat: Any = gym.spaces.flatten(self.env.observation_space(name), obs[name])
                 last_obs[i, : len(flat)] = flat
-                task_over = terminated.get(name, False)
-                # Of both, the end of the task counts: nothing more can be earned.
-                parts[:, i] = reward[name], task_over, truncated.get(name, False) and not task_over
-        rewards, over, cut_off = parts[0], parts[1] > 0, parts[2] > 0
+                rewards[i], over[i] = reward[name], terminated.get(name, False)
+                # Where both are true, the end of the task counts: nothing more can be earned.
+                cut_off[i] = truncated.get(name, False) and not over[i]
         live = self.live & ~over & ~cut_off
         return Step(last_obs * live[:, None], rewards, over, cut_off, live, last_obs)
 
@@ -226,123 +226,9 @@ class MultiAgentEnv:
         self.env.close()
 
 
-METRICS = "completion_rate", "collision_rate", "off_road_rate", "seconds_to_cross"
-
-
 def episode_seed(*numbers: int) -> int:
     """A seed of 32 bits; other numbers give another one, but for rare chance."""
     return int(np.random.SeedSequence(numbers).generate_state(1)[0])
-
-
-class SubprocessEnv(MultiAgentEnv):
-    """The same in a process of its own, started with PYTHONHASHSEED=0.
-
-    SMARTS needs that: without it the order in Python's sets, and so what SMARTS computes, would
-    differ from run to run. And several simulators can run at the same time.
-    """
-
-    def __init__(self, args: Args, film: bool = False) -> None:
-        os.environ["PYTHONHASHSEED"] = "0"  # for processes that begin from now on
-        spawn = multiprocessing.get_context("spawn")
-        self.pipe, theirs = spawn.Pipe()
-        self.process = spawn.Process(target=serve, args=(theirs, args, film), daemon=True)
-        self.process.start()
-        theirs.close()
-        atexit.register(self.close)
-        vars(self).update(self.answer())
-
-    def ask(self, *request: Any) -> None:
-        with contextlib.suppress(BrokenPipeError):  # answer says why
-            self.pipe.send(request)
-
-    def answer(self) -> Any:
-        try:
-            return self.pipe.recv()
-        except (EOFError, ConnectionResetError):
-            self.process.join()
-            if self.process.exitcode in (1, 2):
-                raise SystemExit(self.process.exitcode) from None  # it has said why
-            fail(f"the simulator's process ended with exit code {self.process.exitcode}", code=1)
-
-    def begin(self) -> Step:
-        self.ask("reset", self.seed)
-        return self.answer()
-
-    def send(self, action: np.ndarray) -> None:
-        super().send(action)
-        self.ask("step", action)
-
-    def advance(self) -> Step:
-        return self.answer()
-
-    def frame(self) -> np.ndarray:
-        self.ask("frame")
-        return self.answer()
-
-    def metrics(self) -> dict[str, float]:
-        self.ask("metrics")
-        return self.answer()
-
-    def close(self) -> None:
-        self.pipe.close()
-        self.process.join()
-
-
-def serve(pipe: Connection, args: Args, film: bool) -> None:
-    """Run an environment for another process: answer what it asks, until it hangs up."""
-    # Ctrl-C goes to the whole process group and would kill SUMO, while the run must first finish
-    # its step and save.
-    os.setsid()
-    signal.signal(signal.SIGTERM, signal.SIG_IGN)
-    try:
-        env = MultiAgentEnv(args, film)
-        facts = "names", "discrete", "action_size", "obs_size", "pixels", "fps"
-        pipe.send({name: getattr(env, name) for name in facts})
-        with contextlib.suppress(EOFError, BrokenPipeError, ConnectionResetError):
-            while True:
-                method, *arguments = pipe.recv()
-                pipe.send(getattr(env, method)(*arguments))
-        env.close()
-    except (RuntimeError, OSError) as error:
-        fail(f"{args.env_id}: {error}", code=1)
-
-
-def make_parallel(args: Args, film: bool) -> Any:
-    """The environment of --env-id as PettingZoo has it; fails if there is none."""
-    continuous = args.action_type == "continuous"
-    if args.env_id.startswith("smarts/"):
-        scenario = args.env_id.removeprefix("smarts/").removesuffix("-v0")
-        path = Path(__file__).parent / "scenarios" / scenario / "crossing.py"
-        if not path.exists():
-            known = "smarts/intersection-4lane-v0, from the folder scenarios/ beside it"
-            fail(f"cannot make {args.env_id}: there is no {path}; {SCRIPT}.py has {known}")
-        sys.path.insert(0, str(path.parent))
-        try:
-            module = importlib.import_module("crossing")
-        except ImportError as error:
-            fail(f"{args.env_id}: {error}; pip install -r requirements-smarts.txt")
-        for_driving = args.progress_reward, args.distance_reward
-        rewards = args.collision_reward, args.off_road_reward, args.goal_reward, *for_driving
-        world = args.traffic, args.turn, args.image, args.horizon
-        return module.Crossing(continuous, *world, rewards)
-    package, _, name = args.env_id.replace("/", ".").rpartition(".")
-    mode = {"render_mode": "rgb_array"} if film else {}
-    try:
-        make = importlib.import_module(f"{package}.{name}").parallel_env
-        try:  # MPE has both kinds of actions
-            return make(continuous_actions=continuous, **mode)
-        except TypeError:
-            return make(**mode)
-    except (ImportError, AttributeError, TypeError, ValueError) as error:
-        near = ""
-        with contextlib.suppress(ImportError, AttributeError, ValueError):
-            modules = pkgutil.iter_modules(importlib.import_module(package).__path__)
-            near = "".join(difflib.get_close_matches(name, [m.name for m in modules], n=1))
-            near = near and f"; did you mean {package}/{near}?"
-        fail(
-            f"cannot make {args.env_id}: {error}{near} (it takes package/name as in "
-            "mpe2/simple_spread_v3; pip install -r requirements-smarts.txt installs that one)"
-        )
 
 
 def make_env(args: Args, film: bool = False) -> MultiAgentEnv:
@@ -779,6 +665,9 @@ def train(args: Args, checkpoint: dict[str, Any] | None = None) -> Path:
 
 
 # [shared: agents evaluation]
+METRICS = "completion_rate", "collision_rate", "off_road_rate", "seconds_to_cross"
+
+
 @torch.no_grad()
 def evaluate(
     policy: Callable[[Tensor], Tensor],
@@ -825,21 +714,123 @@ def evaluate(
     }
 
 
-def summary(result: dict[str, Any]) -> str:
-    """A line about what evaluate returned."""
-    text = (
-        "return {mean_return:.1f} ± {std_return:.1f} over {episodes:.0f} episodes, from "
-        "{min_return:.1f} to {max_return:.1f}; mean length {mean_length:.0f}; of each agent "
-        "{agent_returns}"
-    ).format(**result)
-    rates = [f"{name} {result[name]:.3f}" for name in METRICS if result[name] != ""]
-    return "; ".join([text, *rates])
+# [/shared]
+# From here on housekeeping: processes, the log, checkpoints, flags. The algorithm ends here.
+
+
+# [shared: agents processes]
+class SubprocessEnv(MultiAgentEnv):
+    """A MultiAgentEnv in a process of its own, started with PYTHONHASHSEED=0.
+
+    SMARTS needs that: without it the order in Python's sets, and so what SMARTS computes, would
+    differ from run to run. And several simulators can run at the same time.
+    """
+
+    def __init__(self, args: Args, film: bool = False) -> None:
+        os.environ["PYTHONHASHSEED"] = "0"  # for processes that begin from now on
+        spawn = multiprocessing.get_context("spawn")
+        self.pipe, theirs = spawn.Pipe()
+        self.process = spawn.Process(target=serve, args=(theirs, args, film), daemon=True)
+        self.process.start()
+        theirs.close()
+        atexit.register(self.close)
+        vars(self).update(self.answer())
+
+    def ask(self, *request: Any) -> None:
+        with contextlib.suppress(BrokenPipeError):  # answer says why
+            self.pipe.send(request)
+
+    def answer(self) -> Any:
+        try:
+            return self.pipe.recv()
+        except (EOFError, ConnectionResetError):
+            self.process.join()
+            if self.process.exitcode in (1, 2):
+                raise SystemExit(self.process.exitcode) from None  # it has said why
+            fail(f"the simulator's process ended with exit code {self.process.exitcode}", code=1)
+
+    def begin(self) -> Step:
+        self.ask("reset", self.seed)
+        return self.answer()
+
+    def send(self, action: np.ndarray) -> None:
+        super().send(action)
+        self.ask("step", action)
+
+    def advance(self) -> Step:
+        return self.answer()
+
+    def frame(self) -> np.ndarray:
+        self.ask("frame")
+        return self.answer()
+
+    def metrics(self) -> dict[str, float]:
+        self.ask("metrics")
+        return self.answer()
+
+    def close(self) -> None:
+        self.pipe.close()
+        self.process.join()
+
+
+def serve(pipe: Connection, args: Args, film: bool) -> None:
+    """Run an environment for another process: answer what it asks, until it hangs up."""
+    # Ctrl-C goes to the whole process group and would kill SUMO, while the run must first finish
+    # its step and save.
+    os.setsid()
+    signal.signal(signal.SIGTERM, signal.SIG_IGN)
+    try:
+        env = MultiAgentEnv(args, film)
+        facts = "names", "discrete", "action_size", "obs_size", "pixels", "fps"
+        pipe.send({name: getattr(env, name) for name in facts})
+        with contextlib.suppress(EOFError, BrokenPipeError, ConnectionResetError):
+            while True:
+                method, *arguments = pipe.recv()
+                pipe.send(getattr(env, method)(*arguments))
+        env.close()
+    except (RuntimeError, OSError) as error:
+        fail(f"{args.env_id}: {error}", code=1)
+
+
+def make_parallel(args: Args, film: bool) -> Any:
+    """The environment of --env-id as PettingZoo has it; fails if there is none."""
+    continuous = args.action_type == "continuous"
+    if args.env_id.startswith("smarts/"):
+        scenario = args.env_id.removeprefix("smarts/").removesuffix("-v0")
+        path = Path(__file__).parent / "scenarios" / scenario / "crossing.py"
+        if not path.exists():
+            known = "smarts/intersection-4lane-v0, from the folder scenarios/ beside it"
+            fail(f"cannot make {args.env_id}: there is no {path}; {SCRIPT}.py has {known}")
+        sys.path.insert(0, str(path.parent))
+        try:
+            module = importlib.import_module("crossing")
+        except ImportError as error:
+            fail(f"{args.env_id}: {error}; pip install -r requirements-smarts.txt")
+        for_driving = args.progress_reward, args.distance_reward
+        rewards = args.collision_reward, args.off_road_reward, args.goal_reward, *for_driving
+        world = args.traffic, args.turn, args.image, args.horizon
+        return module.Crossing(continuous, *world, rewards)
+    package, _, name = args.env_id.replace("/", ".").rpartition(".")
+    mode = {"render_mode": "rgb_array"} if film else {}
+    try:
+        make = importlib.import_module(f"{package}.{name}").parallel_env
+        try:  # MPE has both kinds of actions
+            return make(continuous_actions=continuous, **mode)
+        except TypeError:
+            return make(**mode)
+    except (ImportError, AttributeError, TypeError, ValueError) as error:
+        near = ""
+        with contextlib.suppress(ImportError, AttributeError, ValueError):
+            modules = pkgutil.iter_modules(importlib.import_module(package).__path__)
+            near = "".join(difflib.get_close_matches(name, [m.name for m in modules], n=1))
+            near = near and f"; did you mean {package}/{near}?"
+        fail(
+            f"cannot make {args.env_id}: {error}{near} (it takes package/name as in "
+            "mpe2/simple_spread_v3; pip install -r requirements-smarts.txt installs that one)"
+        )
 
 
 # [/shared]
-# From here on housekeeping: the log, checkpoints, flags. The algorithm ends here.
-
-
 # [shared: logger]
 class Logger:
     """A run folder's episodes.csv, evaluations.csv and TensorBoard events; the progress bar."""
@@ -1137,6 +1128,17 @@ def play(args: Args, checkpoint: dict[str, Any] | None, path: Path | None) -> No
 
 
 # [shared: agents floor]
+def summary(result: dict[str, Any]) -> str:
+    """A line about what evaluate returned."""
+    text = (
+        "return {mean_return:.1f} ± {std_return:.1f} over {episodes:.0f} episodes, from "
+        "{min_return:.1f} to {max_return:.1f}; mean length {mean_length:.0f}; of each agent "
+        "{agent_returns}"
+    ).format(**result)
+    rates = [f"{name} {result[name]:.3f}" for name in METRICS if result[name] != ""]
+    return "; ".join([text, *rates])
+
+
 def floor(name: str, env: MultiAgentEnv) -> Callable[[Tensor], Tensor]:
     """The policy that acts at random, or the one that only ever keeps its lane."""
     size = (len(env.names), env.action_size)

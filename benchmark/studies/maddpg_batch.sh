@@ -12,7 +12,7 @@ for batch in 64 1024; do
         [[ $replay == prioritized ]] || flag=--no-prioritized-replay
         benchmark/run.sh --script maddpg_smarts.py --env-ids smarts/intersection-4lane-v0 \
             --seeds 1 2 3 --name "${replay}_batch$batch" --runs-dir runs/maddpg_batch "$@" -- \
-            "$flag" --batch-size "$batch" --total-timesteps 100000 --eval-interval 10000 \
+            "$flag" --batch-size "$batch" --total-timesteps 100000 --eval-interval 50000 \
             --eval-episodes 50 || status=$?
         ((status < 128)) || exit "$status" # stopped by the user
     done

@@ -13,7 +13,7 @@ study() { # name of the setting; then its flags
     shift
     benchmark/run.sh --script maddpg_smarts.py --env-ids smarts/intersection-4lane-v0 \
         --seeds 1 2 3 --name "$name" --runs-dir runs/maddpg_distributed "${launcher[@]}" -- "$@" \
-        --total-timesteps 100000 --eval-interval 10000 --eval-episodes 50 || status=$?
+        --total-timesteps 100000 --eval-interval 50000 --eval-episodes 50 || status=$?
     ((status < 128)) || exit "$status" # stopped by the user
 }
 

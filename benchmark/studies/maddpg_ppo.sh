@@ -12,7 +12,7 @@ study() { # script, name of the setting; then its flags
     shift 2
     benchmark/run.sh --script "$script" --env-ids smarts/intersection-4lane-v0 --seeds 1 2 3 \
         --name "$name" --runs-dir runs/maddpg_ppo "${launcher[@]}" -- "$@" \
-        --total-timesteps 100000 --eval-interval 10000 --eval-episodes 50 || status=$?
+        --total-timesteps 100000 --eval-interval 50000 --eval-episodes 50 || status=$?
     ((status < 128)) || exit "$status" # stopped by the user
 }
 

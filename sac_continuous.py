@@ -9,7 +9,7 @@ Papers: Haarnoja et al. 2018, Soft Actor-Critic, arXiv:1801.01290
         Haarnoja et al. 2018, Soft Actor-Critic algorithms and applications, arXiv:1812.05905
 Run:    python sac_continuous.py --env-id HopperBulletEnv-v0 --anneal-learning-rate --bfloat16
 Score:  HopperBulletEnv-v0 2555 after 1M steps, three seeds (benchmark/studies/sac_hopper.sh);
-        dm_control/walker-walk-v0 964 after 500,000 steps, three seeds; dm_control/cartpole-swingup-v0
+        dm_control/walker-walk-v0 964 after 500,000, three seeds; dm_control/cartpole-swingup-v0
         864 after 100,000, three seeds; both with the flags of benchmark/studies/sac_dmc.sh
 Watch:  tensorboard --logdir runs
 """

@@ -232,7 +232,7 @@ def episode_seed(*numbers: int) -> int:
 
 
 def make_env(args: Args, film: bool = False) -> MultiAgentEnv:
-    """The environment of --env-id, SMARTS in a process of its own."""
+    """The environment of --env-id; SMARTS in a process of its own, as the housekeeping says."""
     return (SubprocessEnv if args.env_id.startswith("smarts/") else MultiAgentEnv)(args, film)
 
 
@@ -1127,7 +1127,7 @@ def play(args: Args, checkpoint: dict[str, Any] | None, path: Path | None) -> No
     print(summary(result))
 
 
-# [shared: agents floor]
+# [shared: agents play]
 def summary(result: dict[str, Any]) -> str:
     """A line about what evaluate returned."""
     text = (

@@ -13,7 +13,7 @@ Run:    python maddpg_smarts.py
         python maddpg_smarts.py --env-id mpe2/simple_spread_v3 --num-envs 8 --update-interval 24
             --learning-starts 5000 --noise-decay-steps 60000 --total-timesteps 1000000
             --actor-learning-rate 1e-2 --critic-learning-rate 1e-2
-Score:  simple_spread -39 after 1,000,000 steps, three seeds; independent DDPG -45, two seeds;
+Score:  simple_spread -39 after 1,000,000 steps, independent DDPG -45, three seeds each;
         random actions -79. Light traffic, with an older observation: 66% of the cars cross after
         100,000 steps, one seed, and 52% of those that only keep their lane
 Watch:  tensorboard --logdir runs
@@ -1097,11 +1097,13 @@ class Learner:
 class Cluster:
     """Collectors and learners, as Ray actors on this machine or on the cluster at RAY_ADDRESS.
 
-    None waits for another: a collector plays a hundred steps or more with the actors that it was
-    sent, and gradients are applied as they come, though the networks may have changed since. Where
-    learners are slower than collectors, fewer updates are made than --update-interval asks for. One
-    that dies is replaced.
+    A collector plays a hundred steps or more with the actors that it was sent, and gradients are
+    applied as they come, though the networks may have changed since. Collectors rest while the
+    learners are MAX_OWED updates behind, so that no run ends before it has learnt. One that dies is
+    replaced.
     """
+
+    MAX_OWED = 100
 
     def __init__(self, agent: Agent, buffer: ReplayBuffer, args: Args, env_step: int) -> None:
         try:
@@ -1127,6 +1129,7 @@ class Cluster:
         self.idle = {kind: [self.start(kind) for _ in range(n)] for kind, n in count.items()}
         self.working: dict[Any, tuple] = {}  # what Ray promised: kind, worker, places of the batch
         self.gradients: list[tuple] = []  # have arrived and are not applied yet
+        self.owed = 0  # updates that are due and not made
 
     def start(self, kind: type) -> Any:
         self.started += 1
@@ -1136,7 +1139,7 @@ class Cluster:
 
     def collect(self, noise: float, at_random: bool) -> list[Transition]:
         """Wait for a worker, a second at most; returns the steps that have come, if any have."""
-        while self.idle[Collector]:
+        while self.idle[Collector] and self.owed < self.MAX_OWED:
             worker = self.idle[Collector].pop()
             promise = worker.collect.remote(self.agent.actor.state_dict(), noise, at_random)
             self.working[promise] = (Collector, worker, None)
@@ -1166,15 +1169,16 @@ class Cluster:
         """Apply the gradients that have come, and ask for more while updates are owed."""
         losses: dict[str, Tensor] = {}
         done = len(self.gradients)
+        self.owed = updates - done
         for index, (critic_grads, actor_grads, td_error, log) in self.gradients:
             self.agent.step(critic_grads, actor_grads)
-            losses = log | {"updates_owed": torch.tensor(updates - done)}
+            losses = log | {"updates_owed": torch.tensor(self.owed)}
             if self.buffer.priorities:
                 self.buffer.priorities.refresh(index, td_error)
         self.gradients = []
         under_way = sum(kind is Learner for kind, _, _ in self.working.values())
         networks = {k: v for k, v in self.agent.state_dict().items() if "optimizer" not in k}
-        for _ in range(min(updates - done - under_way, len(self.idle[Learner]))):
+        for _ in range(min(self.owed - under_way, len(self.idle[Learner]))):
             index, batch = self.buffer.sample(self.batch_size, beta)
             worker = self.idle[Learner].pop()
             self.working[worker.gradients.remote(networks, batch)] = (Learner, worker, index)

@@ -145,7 +145,8 @@ def test_a_killed_collector_is_replaced_and_the_run_goes_on(
     monkeypatch.delenv("RAY_ADDRESS", raising=False)
     args = maddpg.Args(
         **SMALL
-        | {"num_collectors": 2, "num_learners": 1, "total_timesteps": 2000, "run_dir": tmp_path},
+        | {"num_collectors": 2, "num_learners": 1, "total_timesteps": 2000, "run_dir": tmp_path}
+        | {"update_interval": 4},
     )
     maddpg.train(args)
     err = capfd.readouterr().err
@@ -154,15 +155,19 @@ def test_a_killed_collector_is_replaced_and_the_run_goes_on(
     checkpoint = maddpg.load_checkpoint(tmp_path / "checkpoint.pt")
     run, steps = checkpoint["run"], [int(r["env_step"]) for r in rows(tmp_path / "episodes.csv")]
     assert steps == list(range(25, run["env_step"] + 1, 25)) and run["env_step"] >= 2000
+    due, chunks = (
+        (run["env_step"] - 100) // 4,
+        3 * 100 // 4,
+    )  # each collector's, and the killed one's
     assert min(owed) >= 0, "more updates than were due"
-    assert 0 < run["updates"] <= (run["env_step"] - 100) // 20
+    assert run["updates"] == due - owed[-1] and max(owed) < 100 + chunks
     assert checkpoint["buffer"]["size"] == min(run["env_step"], 2000)
     torch.manual_seed(args.seed)
     start, end = maddpg.Agent(maddpg.make_env(args), args).state_dict(), checkpoint["agent"]
     assert all(torch.isfinite(p).all() for p in end.values())
     assert end["actor_optimizer.t"] == run["updates"]
     for name in "actor.layers.0.weight", "target_critic.layers.0.weight":
-        assert 0 < (end[name] - start[name]).abs().max() < 0.1, "not where it began, nor far off"
+        assert 0 < (end[name] - start[name]).abs().max() < 0.5, "not where it began, nor far off"
 
 
 def test_a_kind_that_dies_six_times_in_a_row_ends_the_run_though_the_other_kind_lives(
@@ -184,7 +189,7 @@ def test_a_kind_that_dies_six_times_in_a_row_ends_the_run_though_the_other_kind_
     cluster.agent = SimpleNamespace(actor=torch.nn.Linear(1, 1))  # type: ignore[assignment]
     cluster.deaths = {maddpg.Collector: 0, maddpg.Learner: 0}
     cluster.idle = {maddpg.Collector: [Worker()], maddpg.Learner: []}
-    cluster.gradients, cluster.working = [], {}
+    cluster.gradients, cluster.working, cluster.owed = [], {}, 0
     cluster.start = lambda kind: Worker()  # type: ignore[method-assign]
     with pytest.raises(SystemExit, match="1"):
         for promise in learnt:
@@ -193,6 +198,27 @@ def test_a_kind_that_dies_six_times_in_a_row_ends_the_run_though_the_other_kind_
     err = capsys.readouterr().err
     assert err.count("a Collector died and is replaced (out of memory)") == 5
     assert "a Collector died, the sixth in a row: out of memory" in err
+
+
+def test_collectors_rest_while_a_hundred_updates_are_owed() -> None:
+    sent: list[int] = []
+    worker = SimpleNamespace(collect=SimpleNamespace(remote=lambda *_: sent.append(1)))
+    cluster = object.__new__(maddpg.Cluster)
+    fake_ray: Any = SimpleNamespace(wait=lambda promises, timeout: ([], promises))
+    cluster.ray = fake_ray
+    cluster.agent = SimpleNamespace(  # type: ignore[assignment]
+        actor=torch.nn.Linear(1, 1), step=lambda *_: None, state_dict=dict
+    )
+    cluster.buffer = SimpleNamespace(priorities=None)  # type: ignore[assignment]
+    cluster.idle, cluster.working = {maddpg.Collector: [worker], maddpg.Learner: []}, {}
+    cluster.gradients = [(None, ((), (), None, {}))]
+    assert cluster.learn(101, 1.0) == (1, {"updates_owed": 100})
+    cluster.collect(1.0, False)
+    assert not sent
+    cluster.gradients = [(None, ((), (), None, {}))]
+    assert cluster.learn(100, 1.0) == (1, {"updates_owed": 99})
+    cluster.collect(1.0, False)
+    assert sent
 
 
 def test_without_the_flags_nothing_imports_ray(tmp_path: Path) -> None:

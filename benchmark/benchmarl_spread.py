@@ -1,11 +1,11 @@
 """BenchMARL's MADDPG on simple_spread, with the settings of studies/maddpg_spread.sh.
 
     pip install torch==2.13.0 benchmarl==1.5.2 pettingzoo==1.27.0 mpe2==1.1.1
-    python benchmark/benchmarl_spread.py --seed 1 --out benchmark/results/maddpg_spread/benchmarl
+    python benchmark/benchmarl_spread.py --out benchmark/results/maddpg_spread/benchmarl.csv
 
 In an environment of its own: it needs none of our packages, and its own do not go with ours. It has
 MADDPG for continuous actions alone; networks, rates, batch, updates and steps are those of our
-study. Writes evaluations.csv: environment steps, and the mean over 100 episodes of the sum of the
+study. Writes a CSV: environment steps, and the mean over 100 episodes of the sum of the
 agents' returns. TorchRL logs their mean, which is multiplied by three.
 """
 
@@ -54,7 +54,7 @@ def settings(steps: int, eval_interval: int, folder: str) -> object:
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
-    parser.add_argument("--out", type=Path, required=True, help="folder for evaluations.csv")
+    parser.add_argument("--out", type=Path, required=True, help="the CSV that it writes")
     parser.add_argument("--seed", type=int, default=1)
     parser.add_argument("--steps", type=int, default=1_000_000)
     parser.add_argument("--eval-interval", type=int, default=50_000)
@@ -83,8 +83,8 @@ def main() -> None:
         (log,) = Path(folder).rglob("eval_reward_episode_reward_mean.csv")
         # What it counts are batches of steps, from 0.
         rows = [(BATCH * (1 + int(step)), 3 * float(mean)) for step, mean in csv.reader(log.open())]
-    args.out.mkdir(parents=True, exist_ok=True)
-    with (args.out / "evaluations.csv").open("w", newline="") as file:
+    args.out.parent.mkdir(parents=True, exist_ok=True)
+    with args.out.open("w", newline="") as file:
         writer = csv.writer(file, lineterminator="\n")
         writer.writerow(["env_step", "mean_return"])
         writer.writerows((step, f"{value:.2f}") for step, value in rows)

@@ -304,6 +304,9 @@ def curves(groups: Group, axis: str, published: list[dict[str, str]], running_me
             dashes = DASHES[number % len(DASHES)]
             (line,) = ax.plot(points, value, linewidth=2, linestyle=dashes, **style)
             ax.fill_between(points, low, high, alpha=0.2, linewidth=0, **style)
+            if len(points) == 1:  # one evaluation, which no line would show
+                line.set_marker("o")
+                ax.vlines(points, low, high, linewidth=2, **style)
             lines.setdefault(label_of(name, names), line)
         algorithms = {name.split("_")[0] for name in names if (env, name) in groups}
         peers = [row for row in published if row["env_id"].replace("/", "-") == env]

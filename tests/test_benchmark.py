@@ -505,6 +505,14 @@ def test_running_mean_is_of_the_last_training_episodes(tmp_path: Path) -> None:
     assert run.x["episodes"].tolist() == [2, 3, 4]
 
 
+def test_a_curve_of_one_evaluation_is_a_point_and_others_are_lines(tmp_path: Path) -> None:
+    write_run(tmp_path / "Pendulum-v1__short__1", [1.0])
+    write_run(tmp_path / "Pendulum-v1__long__1", [1.0, 2.0])
+    figure = plot.curves(plot.read_runs([tmp_path], 0), "steps", [], 0)
+    marks = {len(line.get_xdata()): line.get_marker() for line in figure.axes[0].lines}
+    assert marks == {1: "o", 2: "None"}
+
+
 def test_half_written_last_row_is_left_out(tmp_path: Path) -> None:
     folder = write_run(tmp_path / "Pendulum-v1__a__1", [1.0, 2.0])
     with (folder / "evaluations.csv").open("a") as file:

@@ -8,8 +8,8 @@ until the next episode, and nothing is learnt from its empty time.
 Paper: Schulman et al. 2017, Proximal Policy Optimization Algorithms, arXiv:1707.06347
 Run:   python ppo_smarts.py                                    (SMARTS, see requirements-smarts.txt)
        python ppo_smarts.py --env-id mpe2/simple_spread_v3 --num-envs 8 --num-steps 128
-Score: light traffic, one seed: 60% of the cars cross and 14% collide after 41,000 steps, 46 and 19%
-       after 61,000; of cars that only keep their lane 52% cross and 48% collide
+Score: light traffic, two seeds: 54% of the cars cross and 14% collide after 41,000 steps; of cars
+       that only keep their lane 52% cross and 48% collide
 Watch: tensorboard --logdir runs
 """
 

@@ -1099,11 +1099,11 @@ class Cluster:
 
     A collector plays a hundred steps or more with the actors that it was sent, and gradients are
     applied as they come, though the networks may have changed since. Collectors rest while the
-    learners are MAX_OWED updates behind, so that no run ends before it has learnt. One that dies is
-    replaced.
+    learners are MAX_OWED updates behind, so that no run ends before it has learnt. A collector or
+    a learner that dies is replaced.
     """
 
-    MAX_OWED = 100
+    MAX_OWED = 100  # updates; a hundred steps of a collector add 25 with the default interval
 
     def __init__(self, agent: Agent, buffer: ReplayBuffer, args: Args, env_step: int) -> None:
         try:

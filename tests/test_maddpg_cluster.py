@@ -155,10 +155,8 @@ def test_a_killed_collector_is_replaced_and_the_run_goes_on(
     checkpoint = maddpg.load_checkpoint(tmp_path / "checkpoint.pt")
     run, steps = checkpoint["run"], [int(r["env_step"]) for r in rows(tmp_path / "episodes.csv")]
     assert steps == list(range(25, run["env_step"] + 1, 25)) and run["env_step"] >= 2000
-    due, chunks = (
-        (run["env_step"] - 100) // 4,
-        3 * 100 // 4,
-    )  # each collector's, and the killed one's
+    due = (run["env_step"] - 100) // 4
+    chunks = 3 * 100 // 4  # each collector's, and the killed one's
     assert min(owed) >= 0, "more updates than were due"
     assert run["updates"] == due - owed[-1] and max(owed) < 100 + chunks
     assert checkpoint["buffer"]["size"] == min(run["env_step"], 2000)

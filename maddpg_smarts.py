@@ -110,7 +110,7 @@ class Args:
 
     # Spread over processes, with Ray: on this machine, or on the cluster that RAY_ADDRESS names
     num_collectors: int = 0  # processes that play, each in an environment of its own
-    num_learners: int = 0  # processes that compute gradients, none waiting for another
+    num_learners: int = 0  # processes that learn, each for agents of its own, none waiting
 
     # Evaluation, without noise and in an environment of its own. A return is the agents' sum.
     eval_interval: int = 10_000  # steps from one evaluation to the next
@@ -356,17 +356,23 @@ class StackedEye(nn.Module):
 
 
 class StackedNet(nn.Module):
-    """A network for each of N agents, on the observations and actions of the M agents it sees.
+    """A network for each of n agents, on the observations and actions of the M agents it sees.
 
-    obs [N, B, M, O], action [N, B, M, A] (an actor's has none) -> [N, B, outputs]. If all see the
+    obs [n, B, M, O], action [n, B, M, A] (an actor's has none) -> [n, B, outputs]. If all see the
     same, [1, B, M, ...] will do.
     """
 
     def __init__(
-        self, env: MultiAgentEnv, seen: int, action_size: int, hidden: tuple[int, ...], outputs: int
+        self,
+        env: MultiAgentEnv,
+        n: int,
+        seen: int,
+        action_size: int,
+        hidden: tuple[int, ...],
+        outputs: int,
     ) -> None:
         super().__init__()
-        self.num_agents = n = len(env.names)
+        self.n = n
         self.numbers = env.obs_size - env.pixels  # what comes before the image
         self.eye = StackedEye(n, seen * 3) if env.pixels else None
         inputs = seen * (self.numbers + action_size) + (64 if self.eye else 0)
@@ -377,13 +383,16 @@ class StackedNet(nn.Module):
         self.layers = nn.Sequential(*layers, StackedLinear(n, sizes[-1], outputs))
 
     def forward(self, obs: Tensor, action: Tensor | None = None) -> Tensor:
-        parts = [obs[..., : self.numbers].flatten(2)]  # agent after agent: [N, B, M * O]
+        parts = [obs[..., : self.numbers].flatten(2)]  # agent after agent: [n, B, M * O]
         if action is not None:
-            parts.append(action.flatten(2))  # [N, B, M * A]
+            parts.append(action.flatten(2))  # [n, B, M * A]
         if self.eye:
             image = obs[..., self.numbers :].unflatten(-1, (3, 32, 32)).flatten(2, 3)
-            parts.append(self.eye(image.expand(self.num_agents, -1, -1, -1, -1)))
+            parts.append(self.eye(image.expand(self.n, -1, -1, -1, -1)))
         return self.layers[1:](self.layers[0](*parts))
+
+
+ALL = slice(None)  # of the N agents; where n of them are meant, they follow one another
 
 
 class Transition(NamedTuple):
@@ -451,10 +460,10 @@ class ReplayBuffer:
             return part
         return torch.cat([part, self.parts[f"{name}_image"][place] / 255], -1)
 
-    def sample(self, batch_size: int, beta: float) -> tuple[Tensor, Batch]:
+    def sample(self, batch_size: int, beta: float, members: slice = ALL) -> tuple[Tensor, Batch]:
         """The transitions' places [C, B], and what they hold; uniform, or by priority."""
         if self.priorities:
-            index, weight = self.priorities.draw(batch_size, beta)
+            index, weight = self.priorities.draw(batch_size, beta, members)
         else:
             index = torch.randint(self.size, (1, batch_size))
             weight = torch.ones(1, batch_size)
@@ -509,19 +518,23 @@ class Adam(nn.Module):
 
 # [/shared]
 class Agent(nn.Module):
-    """All agents: for each an actor, a critic, a target copy of each; and how they learn."""
+    """All agents: for each an actor, a critic, a target copy of each; and how they learn.
 
-    def __init__(self, env: MultiAgentEnv, args: Args) -> None:
+    With members, those n of the N agents alone; of the others they know the target actors.
+    """
+
+    def __init__(self, env: MultiAgentEnv, args: Args, members: slice = ALL) -> None:
         super().__init__()
         self.num_agents, self.num_actions = len(env.names), env.action_size
+        self.members, self.rows = range(self.num_agents)[members], members
         self.discrete, self.joint = env.discrete, args.critic == "joint"
         self.gamma, self.tau, self.max_grad_norm = args.gamma, args.tau, args.max_grad_norm
         if args.gumbel_temperature == 0:
             fail("--gumbel-temperature is 0, and must be above it")
         self.temperature, self.output_penalty = args.gumbel_temperature, args.output_penalty
-        seen = self.num_agents if self.joint else 1
-        self.actor = StackedNet(env, 1, 0, args.actor_hidden_sizes, env.action_size)
-        self.critic = StackedNet(env, seen, env.action_size, args.critic_hidden_sizes, 1)
+        n, seen = len(self.members), self.num_agents if self.joint else 1
+        self.actor = StackedNet(env, n, 1, 0, args.actor_hidden_sizes, env.action_size)
+        self.critic = StackedNet(env, n, seen, env.action_size, args.critic_hidden_sizes, 1)
         self.target_actor = copy.deepcopy(self.actor).requires_grad_(False)
         self.target_critic = copy.deepcopy(self.critic).requires_grad_(False)
         self.actor_optimizer = Adam(self.actor.parameters(), args.actor_learning_rate)
@@ -562,11 +575,11 @@ class Agent(nn.Module):
         return 2 * torch.rand(*shape, self.num_actions) - 1
 
     def own(self, part: Tensor) -> Tensor:
-        """Each agent's own share of its own draw: [C, B, N, ...] -> [N, B, ...]."""
-        return torch.stack([part[i % len(part), :, i] for i in range(self.num_agents)])
+        """Each agent's own share of its own draw: [C, B, N, ...] -> [n, B, ...]."""
+        return torch.stack([part[c % len(part), :, i] for c, i in enumerate(self.members)])
 
     def value(self, critic: nn.Module, obs: Tensor, action: Tensor, live: Tensor) -> Tensor:
-        """Each agent's value Q_i(x, a_1 .. a_N), x = (o_1 .. o_N), in its own draw's steps [N, B].
+        """Each agent's value Q_i(x, a_1 .. a_N), x = (o_1 .. o_N), in its own draw's steps [n, B].
 
         Of a dead agent the critics see zeros: neither where it was, nor what it would have done.
         """
@@ -582,19 +595,19 @@ class Agent(nn.Module):
         return self.one_hot(output.argmax(-1)) if self.discrete else torch.tanh(output)
 
     def mean(self, loss: Tensor, batch: Batch) -> Tensor:
-        """The importance-weighted mean over the steps in which an agent lived, [N, B] -> [N]."""
+        """The importance-weighted mean over the steps in which an agent lived, [n, B] -> [n]."""
         live = self.own(batch.live)
         return (batch.weight * live * loss).sum(1) / live.sum(1).clamp(min=1)
 
     def critic_loss(self, batch: Batch) -> tuple[Tensor, Tensor]:
-        """Mean squared Bellman error (paper, equation 6) [N], and the Bellman errors [N, B]."""
+        """Mean squared Bellman error (paper, equation 6) [n], and the Bellman errors [n, B]."""
         with torch.no_grad():
             # An agent whose task ended is dead in the next step. One that was cut off would have
             # gone on, and so would the world around it.
             next_live = batch.live * (1 - batch.terminated)
             next_action = self.target_actions(batch.next_obs)
             next_value = self.value(self.target_critic, batch.next_obs, next_action, next_live)
-            # y_i = r_i + γ (1 - terminated_i) Q'_i(x', μ'_1(o'_1) .. μ'_N(o'_N))   [N, B]
+            # y_i = r_i + γ (1 - terminated_i) Q'_i(x', μ'_1(o'_1) .. μ'_N(o'_N))   [n, B]
             going_on = 1 - self.own(batch.terminated)
             target = self.own(batch.reward) + self.gamma * going_on * next_value
         td_error = self.value(self.critic, batch.obs, batch.action, batch.live) - target
@@ -607,20 +620,20 @@ class Agent(nn.Module):
         drawn by Gumbel-softmax: one-hot, as the critic knows actions, with the gradient that the
         softmax would have ("straight-through"; Jang et al. 2017, arXiv:1611.01144).
         """
-        output = self.actor(self.own(batch.obs).unsqueeze(2))  # [N, B, A]
+        output = self.actor(self.own(batch.obs).unsqueeze(2))  # [n, B, A]
         if self.discrete:
             soft = ((output + self.gumbel(output)) / self.temperature).softmax(-1)
             fresh = self.one_hot(soft.argmax(-1)) + soft - soft.detach()
         else:
             fresh = torch.tanh(output)
-        mine = torch.eye(self.num_agents, dtype=torch.bool, device=output.device)
+        mine = self.share(torch.eye(self.num_agents, dtype=torch.bool, device=output.device))
         action = torch.where(mine[:, None, :, None], fresh.unsqueeze(2), batch.action)
         value = self.value(self.critic, batch.obs, action, batch.live)
         # Without the penalty, logits run off to where the softmax has no gradient left.
         return self.mean(self.output_penalty * output.square().mean(2) - value, batch)
 
     def gradients(self, batch: Batch) -> tuple[list[Tensor], list[Tensor], Tensor, dict]:
-        """The critics' and the actors' gradients, the Bellman errors [N, B], and what to log."""
+        """The critics' and the actors' gradients, the Bellman errors [n, B], and what to log."""
         critic_loss, td_error = self.critic_loss(batch)
         # An agent's parameters appear in no other agent's loss, so that the sum's gradient is
         # each one's own.
@@ -635,23 +648,29 @@ class Agent(nn.Module):
         """A step of Adam; then the targets follow."""
         self.critic_optimizer.step(self.clip(critic_grads))
         self.actor_optimizer.step(self.clip(actor_grads))
-        self.soft_update(self.target_critic, self.critic)
-        self.soft_update(self.target_actor, self.actor)
+        self.soft_update(self.target_critic.parameters(), self.critic.parameters())
+        ours = (self.share(param) for param in self.target_actor.parameters())
+        self.soft_update(ours, self.actor.parameters())
 
-    def soft_update(self, target: nn.Module, online: nn.Module) -> None:
+    def soft_update(self, target: Iterable[Tensor], online: Iterable[Tensor]) -> None:
         """θ' = τ θ + (1 - τ) θ'."""
-        for target_param, param in zip(target.parameters(), online.parameters()):
+        for target_param, param in zip(target, online):
             target_param.lerp_(param, self.tau)
+
+    def share(self, stacked: Tensor) -> Tensor:
+        """A view of the members' rows in a parameter of networks of all N agents."""
+        rows = len(stacked) // self.num_agents
+        return stacked[rows * self.members.start : rows * self.members.stop]
 
     def clip(self, grads: list[Tensor]) -> list[Tensor]:
         """Each agent's gradient, scaled down to max_grad_norm where it is longer."""
-        rows = [grad.reshape(self.num_agents, -1) for grad in grads]
-        norm = torch.stack([row.square().sum(1) for row in rows]).sum(0).sqrt()  # [N]
+        rows = [grad.reshape(len(self.members), -1) for grad in grads]
+        norm = torch.stack([row.square().sum(1) for row in rows]).sum(0).sqrt()  # [n]
         scale = (self.max_grad_norm / (norm + 1e-6)).clamp(max=1.0).unsqueeze(1)
         return [(row * scale).reshape_as(grad) for row, grad in zip(rows, grads)]
 
     def update(self, batch: Batch) -> tuple[Tensor, dict[str, Tensor]]:
-        """Learn from one batch (paper, algorithm 1): Bellman errors [N, B], losses by name."""
+        """Learn from one batch (paper, algorithm 1): Bellman errors [n, B], losses by name."""
         critic_grads, actor_grads, td_error, losses = self.gradients(batch)
         self.step(critic_grads, actor_grads)
         return td_error, losses
@@ -670,29 +689,30 @@ class SumTree:
         # In float32 the sums of a million leaves would be off by whole leaves.
         self.nodes = torch.zeros(num_agents, 2 * self.leaves, dtype=torch.float64)
 
-    def set(self, index: Tensor, priority: Tensor) -> None:
-        """Give the leaves index [N, B] the priorities [N, B], and all nodes above their sums."""
-        node = index + self.leaves
-        self.nodes.scatter_(1, node, priority.double())
+    def set(self, index: Tensor, priority: Tensor, members: slice = ALL) -> None:
+        """Give the leaves index [n, B] the priorities [n, B], and all nodes above their sums."""
+        node, nodes = index + self.leaves, self.nodes[members]
+        nodes.scatter_(1, node, priority.double())
         while node[0, 0] > 1:
             node = node // 2
-            children = self.nodes.gather(1, 2 * node), self.nodes.gather(1, 2 * node + 1)
-            self.nodes.scatter_(1, node, children[0] + children[1])
+            children = nodes.gather(1, 2 * node), nodes.gather(1, 2 * node + 1)
+            nodes.scatter_(1, node, children[0] + children[1])
 
-    def get(self, index: Tensor) -> Tensor:
-        return self.nodes.gather(1, index + self.leaves)
+    def get(self, index: Tensor, members: slice = ALL) -> Tensor:
+        return self.nodes[members].gather(1, index + self.leaves)
 
-    def draw(self, batch_size: int) -> Tensor:
-        """Leaves [N, B], each with the probability priority / total.
+    def draw(self, batch_size: int, members: slice = ALL) -> Tensor:
+        """Leaves [n, B], each with the probability priority / total.
 
         The total is cut into B equal parts and one point drawn in each, so that a batch has some
         of everything.
         """
-        random = torch.rand(len(self.nodes), batch_size, dtype=torch.float64)
-        rest = (torch.arange(batch_size) + random) / batch_size * self.nodes[:, 1:2]
+        nodes = self.nodes[members]
+        random = torch.rand(len(nodes), batch_size, dtype=torch.float64)
+        rest = (torch.arange(batch_size) + random) / batch_size * nodes[:, 1:2]
         node = torch.ones_like(rest, dtype=torch.int64)
         while node[0, 0] < self.leaves:
-            left, right = self.nodes.gather(1, 2 * node), self.nodes.gather(1, 2 * node + 1)
+            left, right = nodes.gather(1, 2 * node), nodes.gather(1, 2 * node + 1)
             to_the_right = (rest >= left) & (right > 0)  # rounding must not lead to an empty leaf
             rest = torch.where(to_the_right, rest - left, rest)
             node = 2 * node + to_the_right
@@ -730,40 +750,42 @@ class Priorities:
             rows = index.expand(len(self.error), -1)
             self.put(rows, torch.where(live.T > 0, self.largest, -1.0))
 
-    def refresh(self, index: Tensor, td_error: Tensor) -> None:
-        """Take in the Bellman errors [N, B] that an update found for transitions index [N, B]."""
-        dead = self.error.gather(1, index) < 0
+    def refresh(self, index: Tensor, td_error: Tensor, members: slice = ALL) -> None:
+        """Take in the Bellman errors [n, B] that an update found for transitions index [n, B]."""
+        dead = self.error[members].gather(1, index) < 0
         error = torch.where(dead, -1.0, td_error.abs())
-        self.largest = torch.maximum(self.largest, error.amax(1, keepdim=True))
-        self.put(index, error)
+        largest = torch.maximum(self.largest[members], error.amax(1, keepdim=True))
+        self.largest[members] = largest
+        self.put(index, error, members)
         self.refreshed += 1
         # Soon after the start too: until the first sorting all ranks are 1, and draws uniform.
         if self.by_rank and (self.refreshed % self.SORT == 0 or self.refreshed in (10, 100)):
             self.sort()
 
-    def put(self, index: Tensor, error: Tensor) -> None:
-        self.error.scatter_(1, index, error)
+    def put(self, index: Tensor, error: Tensor, members: slice = ALL) -> None:
+        self.error[members].scatter_(1, index, error)
         if self.by_rank:  # 1 + how many were larger
-            not_larger = torch.searchsorted(self.sorted, error.contiguous(), right=True)
+            sorted_errors = self.sorted[members]
+            not_larger = torch.searchsorted(sorted_errors, error.contiguous(), right=True)
             priority = 1 / (1 + self.sorted.shape[1] - not_larger.double())
         else:
             priority = error.clamp(min=0).double() + 1e-6
-        self.tree.set(index, priority**self.alpha * (error >= 0))
+        self.tree.set(index, priority**self.alpha * (error >= 0), members)
 
     def sort(self) -> None:
         self.sorted, order = self.error.sort(1)
         rank = order.shape[1] - torch.arange(order.shape[1], dtype=torch.float64)
         self.tree.set(order, rank**-self.alpha * (self.sorted >= 0))
 
-    def draw(self, batch_size: int, beta: float) -> tuple[Tensor, Tensor]:
-        """Transitions and their importance weights, both [N, B].
+    def draw(self, batch_size: int, beta: float, members: slice = ALL) -> tuple[Tensor, Tensor]:
+        """Transitions and their importance weights, both [n, B].
 
         w_i = (n P(i))^-β / max_j w_j over the batch (section 3.4): what is drawn too often counts
         for less. The number of transitions n and the tree's total cancel out.
         """
         self.enter()
-        index = self.tree.draw(batch_size)
-        priority = self.tree.get(index).clamp(min=1e-12)  # 0: dead in all that is stored
+        index = self.tree.draw(batch_size, members)
+        priority = self.tree.get(index, members).clamp(min=1e-12)  # 0: dead in all that is stored
         return index, (priority / priority.amin(1, keepdim=True)).pow(-beta).float()
 
     def state_dict(self, size: int) -> dict[str, Any]:
@@ -774,7 +796,7 @@ class Priorities:
             "error": self.error[:, :size].clone(),
             "priority": self.tree.get(first),
             "sorted": self.sorted,
-            "largest": self.largest,
+            "largest": self.largest.clone(),
             "refreshed": self.refreshed,
         }
 
@@ -838,7 +860,7 @@ def train(args: Args, checkpoint: dict[str, Any] | None = None) -> Path:
     run = restore(checkpoint, agent, buffer) if checkpoint else Progress()
     crew: SingleProcess | Cluster
     if args.num_collectors + args.num_learners > 0:
-        crew = Cluster(agent, buffer, args, run.env_step)
+        crew = Cluster(eval_env, agent, buffer, args, run.env_step)
     else:
         crew = SingleProcess(agent, buffer, args)
     run_dir = open_run(args)
@@ -1083,29 +1105,36 @@ class Collector:
 
 
 class Learner:
-    """Computes gradients, in a process of its own that Ray starts."""
+    """Makes the updates of some of the agents, in a process of its own that Ray starts."""
 
-    def __init__(self, agent: Agent, args: Args, number: int) -> None:
+    def __init__(self, group: Agent, args: Args, number: int) -> None:
         torch.manual_seed(args.seed + number)
-        self.agent, self.compute = agent, compiled(agent.gradients, args)
+        self.group, self.update = group, compiled(group.update, args)
 
-    def gradients(self, networks: dict[str, Tensor], batch: Batch) -> Any:
-        self.agent.load_state_dict(networks, strict=False)
-        return self.compute(batch)
+    def learn(self, state: dict[str, Tensor], batch: Batch) -> tuple[dict, Tensor, dict]:
+        """One update; what it makes of the state, the Bellman errors [n, B], losses by name."""
+        self.group.load_state_dict(state)
+        td_error, losses = self.update(batch)
+        return self.group.state_dict(), td_error, losses
 
 
 class Cluster:
     """Collectors and learners, as Ray actors on this machine or on the cluster at RAY_ADDRESS.
 
-    A collector plays a hundred steps or more with the actors that it was sent, and gradients are
-    applied as they come, though the networks may have changed since. Collectors rest while the
-    learners are MAX_OWED updates behind, so that no run ends before it has learnt. A collector or
-    a learner that dies is replaced.
+    A collector plays a hundred steps or more with the actors that it was sent. The agents are
+    shared out among the learners, and no learner waits for another: an agent's updates follow one
+    another, and of the others it needs only the target actors, which move slowly. Were two to
+    learn the same agents, gradients would be older than the networks that they change; by as
+    little as one update, and Adam's momentum turns that into oscillation. Collectors rest while a
+    learner is MAX_OWED updates behind, so that no run ends before it has learnt. A collector or a
+    learner that dies is replaced.
     """
 
     MAX_OWED = 100  # updates; a hundred steps of a collector add 25 with the default interval
 
-    def __init__(self, agent: Agent, buffer: ReplayBuffer, args: Args, env_step: int) -> None:
+    def __init__(
+        self, env: MultiAgentEnv, agent: Agent, buffer: ReplayBuffer, args: Args, env_step: int
+    ) -> None:
         try:
             import ray
         except ImportError:
@@ -1119,6 +1148,14 @@ class Cluster:
         if 0 in count.values() or args.num_envs > 1 or args.device != "cpu":
             together = "--num-collectors and --num-learners go together, each 1 or more"
             fail(f"{together}, and with --num-envs 1 and --device cpu")
+        n, m = agent.num_agents, args.num_learners
+        if m > n:
+            fail(f"--num-learners is {m}, and {args.env_id} has {n} agents to share out")
+        self.groups = [Agent(env, args, slice(n * k // m, n * (k + 1) // m)) for k in range(m)]
+        for group in self.groups:
+            group.target_actor = copy.deepcopy(agent.target_actor)
+            for whole, own in self.shares(group):
+                own.copy_(whole)
         quiet: dict[str, Any] = {"log_to_driver": False, "logging_level": "error"}
         if address := os.environ.get("RAY_ADDRESS"):
             ray.init(address=address, **quiet)
@@ -1126,33 +1163,44 @@ class Cluster:
             ray.init("local", num_cpus=sum(count.values()), include_dashboard=False, **quiet)
         self.started = env_step  # a resumed run's collectors get other seeds
         self.deaths = dict.fromkeys(count, 0)  # in a row, of each kind
-        self.idle = {kind: [self.start(kind) for _ in range(n)] for kind, n in count.items()}
-        self.working: dict[Any, tuple] = {}  # what Ray promised: kind, worker, places of the batch
-        self.gradients: list[tuple] = []  # have arrived and are not applied yet
-        self.owed = 0  # updates that are due and not made
+        self.idle = {kind: {k: self.start(kind, k) for k in range(c)} for kind, c in count.items()}
+        self.working: dict[Any, tuple] = {}  # what Ray promised: kind, number, worker, the places
+        self.updates: list[tuple] = []  # have arrived and are not taken over yet
+        self.ahead = [0] * m  # each learner's updates that not all have made
+        self.owed = 0  # updates that are due and not made by all
+        self.losses: dict[int, dict[str, Tensor]] = {}  # each learner's last
 
-    def start(self, kind: type) -> Any:
+    def start(self, kind: type, number: int) -> Any:
         self.started += 1
         # What SMARTS computes depends on PYTHONHASHSEED; see SubprocessEnv.
         actor: Any = self.ray.remote(runtime_env={"env_vars": {"PYTHONHASHSEED": "0"}})(kind)
-        return actor.remote(self.agent, self.args, self.started)
+        agent = self.agent if kind is Collector else self.groups[number]
+        return actor.remote(agent, self.args, self.started)
+
+    def shares(self, group: Agent) -> Iterable[tuple[Tensor, Tensor]]:
+        """What some agents have in each part of the state of all, and in that of their own."""
+        for whole, own in zip(self.agent.state_dict().values(), group.state_dict().values()):
+            if whole.ndim == 0:  # Adam's count of steps
+                yield whole, own
+            else:  # they know all target actors
+                yield group.share(whole), group.share(own) if len(own) == len(whole) else own
 
     def collect(self, noise: float, at_random: bool) -> list[Transition]:
         """Wait for a worker, a second at most; returns the steps that have come, if any have."""
         while self.idle[Collector] and self.owed < self.MAX_OWED:
-            worker = self.idle[Collector].pop()
+            number, worker = self.idle[Collector].popitem()
             promise = worker.collect.remote(self.agent.actor.state_dict(), noise, at_random)
-            self.working[promise] = (Collector, worker, None)
+            self.working[promise] = (Collector, number, worker, None)
         steps: list[Transition] = []
         for promise in self.ray.wait(list(self.working), timeout=1.0)[0]:
-            kind, worker, index = self.working.pop(promise)
+            kind, number, worker, index = self.working.pop(promise)
             try:
                 result = self.ray.get(promise)
                 self.deaths[kind] = 0
                 if kind is Collector:
                     steps += result
                 else:
-                    self.gradients.append((index, result))
+                    self.updates.append((number, index, *result))
             except self.ray.exceptions.RayError as error:
                 self.deaths[kind] += 1
                 reason = str(error).strip().split("\n")[-1]
@@ -1161,28 +1209,40 @@ class Cluster:
                 print(
                     f"{SCRIPT}: a {kind.__name__} died and is replaced ({reason})", file=sys.stderr
                 )
-                worker = self.start(kind)
-            self.idle[kind].append(worker)
+                worker = self.start(kind, number)
+            self.idle[kind][number] = worker
         return steps
 
     def learn(self, updates: int, beta: float) -> tuple[int, dict[str, Tensor]]:
-        """Apply the gradients that have come, and ask for more while updates are owed."""
-        losses: dict[str, Tensor] = {}
-        done = len(self.gradients)
-        self.owed = updates - done
-        for index, (critic_grads, actor_grads, td_error, log) in self.gradients:
-            self.agent.step(critic_grads, actor_grads)
-            losses = log | {"updates_owed": torch.tensor(self.owed)}
+        """Take over the updates that have come, and ask for more where they are owed.
+
+        Returns how many updates all agents have made since, and the losses of the last.
+        """
+        for number, index, state, td_error, losses in self.updates:
+            group = self.groups[number]
+            group.load_state_dict(state)
+            for whole, own in self.shares(group):
+                whole.copy_(own)
+            self.ahead[number] += 1
+            self.losses[number] = losses
             if self.buffer.priorities:
-                self.buffer.priorities.refresh(index, td_error)
-        self.gradients = []
-        under_way = sum(kind is Learner for kind, _, _ in self.working.values())
-        networks = {k: v for k, v in self.agent.state_dict().items() if "optimizer" not in k}
-        for _ in range(min(self.owed - under_way, len(self.idle[Learner]))):
-            index, batch = self.buffer.sample(self.batch_size, beta)
-            worker = self.idle[Learner].pop()
-            self.working[worker.gradients.remote(networks, batch)] = (Learner, worker, index)
-        return done, losses
+                self.buffer.priorities.refresh(index, td_error, group.rows)
+        self.updates = []
+        done = min(self.ahead)
+        self.ahead = [ahead - done for ahead in self.ahead]
+        self.owed = updates - done
+        for number in [k for k in self.idle[Learner] if self.ahead[k] < self.owed]:
+            worker, group = self.idle[Learner].pop(number), self.groups[number]
+            index, batch = self.buffer.sample(self.batch_size, beta, group.rows)
+            group.target_actor.load_state_dict(self.agent.target_actor.state_dict())
+            promise = worker.learn.remote(group.state_dict(), batch)
+            self.working[promise] = (Learner, number, worker, index)
+        if not done:
+            return 0, {}
+        share = torch.tensor([len(g.members) / self.agent.num_agents for g in self.groups])
+        logs = [self.losses[k] for k in range(len(share))]
+        means = {name: share @ torch.stack([log[name] for log in logs]) for name in logs[0]}
+        return done, means | {"updates_owed": torch.tensor(self.owed)}
 
     def close(self) -> None:
         self.ray.shutdown()

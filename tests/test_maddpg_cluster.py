@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import copy
 import os
 import signal
 import sys
@@ -93,24 +94,99 @@ def test_every_environment_and_every_episode_has_its_own_seed(
     assert len(seeds) == 2 * 2 * 3
 
 
-def test_a_learner_computes_the_gradients_that_the_agent_itself_would() -> None:
-    args = maddpg.Args(**SMALL | {"action_type": "continuous"})
-    env = maddpg.make_env(args)
-    agent, other = maddpg.Agent(env, args), maddpg.Agent(env, args)
-    learner = maddpg.Learner(other, args, 1)
-    shape = 1, 8, 3
-    batch = maddpg.Batch(
-        torch.randn(*shape, 18),
-        torch.rand(*shape, 5),
+def started(
+    env: Any, agent: maddpg.Agent, buffer: Any, args: maddpg.Args, patch: pytest.MonkeyPatch
+) -> maddpg.Cluster:
+    """A Cluster whose workers are nothing."""
+    patch.setattr(maddpg.Cluster, "start", lambda *_: None)
+    patch.setattr(ray, "init", lambda *_, **__: None)
+    return maddpg.Cluster(env, agent, buffer, args, 0)
+
+
+def some_batch(env: maddpg.MultiAgentEnv, draws: int) -> maddpg.Batch:
+    shape = draws, 8, len(env.names)
+    action = torch.randint(env.action_size, shape)
+    return maddpg.Batch(
+        torch.randn(*shape, env.obs_size),
+        torch.nn.functional.one_hot(action, env.action_size).float(),
         torch.randn(shape),
-        torch.zeros(shape),
-        torch.ones(shape),
-        torch.randn(*shape, 18),
-        torch.ones(1, 8),
+        torch.randint(2, shape).float(),
+        torch.randint(2, shape).float(),
+        torch.randn(*shape, env.obs_size),
+        torch.rand(draws, 8),
     )
-    networks = {k: v for k, v in agent.state_dict().items() if "optimizer" not in k}
-    for theirs, ours in zip(learner.gradients(networks, batch), agent.gradients(batch)):
-        torch.testing.assert_close(theirs, ours)
+
+
+class Images(Mortal):
+    """What Mortal has, with a number and an image to see."""
+
+    obs_size, pixels = 1 + 3 * 32 * 32, 3 * 32 * 32
+
+
+@pytest.mark.parametrize("kind", [Mortal, Images])
+@pytest.mark.parametrize("critic", ["joint", "own"])
+@pytest.mark.parametrize("draws", [1, 3])
+def test_learners_make_of_their_agents_what_one_update_of_all_makes(
+    draws: int, critic: Any, kind: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(maddpg.Agent, "gumbel", staticmethod(torch.zeros_like))
+    args = maddpg.Args(**SMALL | {"critic": critic, "num_collectors": 1, "num_learners": 2})
+    env: Any = kind()
+    env.discrete = True
+    agent = maddpg.Agent(env, args)
+    batch = some_batch(env, draws)
+    agent.update(batch)  # so that the targets and Adam's means are no longer where they began
+    whole = copy.deepcopy(agent)
+    cluster = started(env, agent, maddpg.ReplayBuffer(env, args), args, monkeypatch)
+    errors = []
+    for number, members in enumerate(cluster.groups):
+        share = batch if draws == 1 else maddpg.Batch(*(part[members.rows] for part in batch))
+        learner = maddpg.Learner(copy.deepcopy(members), args, number)
+        state, td_error, losses = learner.learn(members.state_dict(), share)
+        errors.append(td_error)
+        cluster.updates.append((number, None, state, td_error, losses))
+    assert cluster.learn(1, 1.0)[0] == 1
+    expected, losses = whole.update(batch)
+    torch.testing.assert_close(torch.cat(errors), expected)
+    ours = agent.state_dict()
+    for name, value in whole.state_dict().items():
+        torch.testing.assert_close(ours[name], value, msg=name)
+    for members in cluster.groups:  # and each has them for its next update
+        for name, value in members.state_dict().items():
+            if value.ndim and "target_actor" not in name:
+                torch.testing.assert_close(value, members.share(ours[name]), msg=name)
+    for name, value in losses.items():
+        mean = sum(
+            len(m.members) * log[name] for m, log in zip(cluster.groups, cluster.losses.values())
+        )
+        torch.testing.assert_close(mean / 3, value)
+
+
+def test_priorities_are_drawn_and_refreshed_for_some_agents_as_for_all() -> None:
+    for variant in "proportional", "rank":
+        args = maddpg.Args(**SMALL | {"prioritized_replay": True, "per_variant": variant})
+        once, apart = (maddpg.Priorities(3, 20, args) for _ in range(2))
+        index, error = torch.arange(20).expand(3, -1), torch.rand(3, 20)
+        for replay in once, apart:
+            replay.add(torch.arange(20), torch.ones(20, 3))
+            replay.enter()
+        once.refresh(index, error)
+        for some in slice(0, 1), slice(1, 3):
+            apart.refresh(index[some], error[some], some)
+        for replay in once, apart:
+            replay.sort()
+        torch.testing.assert_close(apart.tree.nodes, once.tree.nodes)
+        torch.testing.assert_close(apart.largest, once.largest)
+        apart.refresh(index[:1], 10 * error[:1], slice(0, 1))
+        assert apart.tree.nodes[1:].equal(once.tree.nodes[1:])
+        assert not apart.tree.nodes[0].equal(once.tree.nodes[0])
+        torch.manual_seed(0)
+        places, weights = apart.draw(6, 0.5, slice(1, 3))
+        assert places.shape == weights.shape == (2, 6)
+        torch.manual_seed(0)
+        tree = maddpg.SumTree(2, 20)
+        tree.nodes = once.tree.nodes[1:]
+        assert tree.draw(6).equal(places)
 
 
 def test_a_killed_collector_is_replaced_and_the_run_goes_on(
@@ -123,7 +199,7 @@ def test_a_killed_collector_is_replaced_and_the_run_goes_on(
     def killing(cluster: Any, noise: float, at_random: bool) -> Any:
         calls.append(noise)
         idle: list[int] = []  # the processes that collect is about to send off
-        for worker in cluster.idle[maddpg.Collector]:
+        for worker in cluster.idle[maddpg.Collector].values():
             with contextlib.suppress(ray.exceptions.RayError):  # killed between two of its parts
                 idle.append(ray.get(worker.__ray_call__.remote(lambda self: os.getpid())))
         pids.update(idle)
@@ -169,7 +245,7 @@ def test_a_killed_collector_is_replaced_and_the_run_goes_on(
 
 
 def test_a_kind_that_dies_six_times_in_a_row_ends_the_run_though_the_other_kind_lives(
-    capsys: pytest.CaptureFixture[str],
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     class Worker:
         collect = SimpleNamespace(remote=lambda *_: object())
@@ -177,46 +253,86 @@ def test_a_kind_that_dies_six_times_in_a_row_ends_the_run_though_the_other_kind_
     def get(promise: Any) -> Any:
         if promise not in learnt:
             raise ray.exceptions.RayError("out of memory")
+        return ()
 
-    cluster = object.__new__(maddpg.Cluster)  # no super().__init__(): there is no Ray behind
+    args = maddpg.Args(**SMALL | {"num_collectors": 1, "num_learners": 1})
+    env = Mortal()
+    agent, buffer = maddpg.Agent(env, args), maddpg.ReplayBuffer(env, args)
+    cluster = started(env, agent, buffer, args, monkeypatch)
     learnt = [object() for _ in range(20)]
     fake_ray: Any = SimpleNamespace(
         wait=lambda promises, timeout: (promises[:2], []), get=get, exceptions=ray.exceptions
     )
     cluster.ray = fake_ray
-    cluster.agent = SimpleNamespace(actor=torch.nn.Linear(1, 1))  # type: ignore[assignment]
-    cluster.deaths = {maddpg.Collector: 0, maddpg.Learner: 0}
-    cluster.idle = {maddpg.Collector: [Worker()], maddpg.Learner: []}
-    cluster.gradients, cluster.working, cluster.owed = [], {}, 0
-    cluster.start = lambda kind: Worker()  # type: ignore[method-assign]
+    cluster.start = lambda *_: Worker()  # type: ignore[method-assign]
+    cluster.idle = {maddpg.Collector: {0: Worker()}, maddpg.Learner: {}}
     with pytest.raises(SystemExit, match="1"):
         for promise in learnt:
-            cluster.working[promise] = (maddpg.Learner, Worker(), None)
+            cluster.working[promise] = (maddpg.Learner, 0, Worker(), None)
             cluster.collect(1.0, False)
     err = capsys.readouterr().err
     assert err.count("a Collector died and is replaced (out of memory)") == 5
     assert "a Collector died, the sixth in a row: out of memory" in err
 
 
-def test_collectors_rest_while_a_hundred_updates_are_owed() -> None:
-    sent: list[int] = []
-    worker = SimpleNamespace(collect=SimpleNamespace(remote=lambda *_: sent.append(1)))
-    cluster = object.__new__(maddpg.Cluster)
+def test_collectors_rest_while_a_hundred_updates_are_owed_and_no_learner_runs_far_ahead(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    args = maddpg.Args(**SMALL | {"num_collectors": 1, "num_learners": 2})
+    env = Mortal()
+    agent, buffer = maddpg.Agent(env, args), maddpg.ReplayBuffer(env, args)
+    buffer.size = 100
+    cluster = started(env, agent, buffer, args, monkeypatch)
+    sent: list[str] = []
+
+    def worker(name: str) -> Any:
+        def remote(*_: Any) -> object:
+            sent.append(name)
+            return object()
+
+        return SimpleNamespace(
+            **dict.fromkeys(("collect", "learn"), SimpleNamespace(remote=remote))
+        )
+
+    def came(number: int) -> None:  # an update of this learner, which is idle then
+        state = cluster.groups[number].state_dict()
+        losses = {"qf_loss": torch.zeros(())}
+        cluster.updates.append((number, None, state, torch.zeros(1, 8), losses))
+        cluster.idle[maddpg.Learner][number] = worker(f"learner {number}")
+
     fake_ray: Any = SimpleNamespace(wait=lambda promises, timeout: ([], promises))
     cluster.ray = fake_ray
-    cluster.agent = SimpleNamespace(  # type: ignore[assignment]
-        actor=torch.nn.Linear(1, 1), step=lambda *_: None, state_dict=dict
-    )
-    cluster.buffer = SimpleNamespace(priorities=None)  # type: ignore[assignment]
-    cluster.idle, cluster.working = {maddpg.Collector: [worker], maddpg.Learner: []}, {}
-    cluster.gradients = [(None, ((), (), None, {}))]
-    assert cluster.learn(101, 1.0) == (1, {"updates_owed": 100})
+    cluster.idle = {maddpg.Collector: {0: worker("collector")}, maddpg.Learner: {}}
+    came(0)
+    assert cluster.learn(101, 1.0) == (0, {}), "only one of two has made it"
+    assert cluster.ahead == [1, 0] and sent == ["learner 0"]
+    came(1)
+    done, losses = cluster.learn(101, 1.0)
+    assert (done, losses["updates_owed"]) == (1, 100)
+    assert cluster.ahead == [0, 0] and sent == ["learner 0", "learner 1"]
     cluster.collect(1.0, False)
-    assert not sent
-    cluster.gradients = [(None, ((), (), None, {}))]
-    assert cluster.learn(100, 1.0) == (1, {"updates_owed": 99})
+    assert "collector" not in sent
+    came(1)
+    came(0)
+    cluster.learn(100, 1.0)
     cluster.collect(1.0, False)
-    assert sent
+    assert sent.count("collector") == 1
+    sent.clear()
+    for _ in range(3):  # learner 1 does not come back
+        came(0)
+        cluster.learn(2, 1.0)
+    assert sent == ["learner 0"] and cluster.ahead == [3, 0], "it was ahead of what is due"
+
+
+def test_more_learners_than_agents_are_refused(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    flags = {"num_collectors": 1, "num_learners": 4}
+    with pytest.raises(SystemExit) as ending:
+        maddpg.train(maddpg.Args(**SMALL | flags, run_dir=tmp_path / "run"))
+    err = capsys.readouterr().err
+    assert (ending.value.code, err.count("\n")) == (2, 1), err
+    assert "--num-learners is 4, and mpe2/simple_spread_v3 has 3 agents" in err
 
 
 def test_without_the_flags_nothing_imports_ray(tmp_path: Path) -> None:
@@ -270,5 +386,5 @@ def test_the_cluster_at_ray_address_is_used(monkeypatch: pytest.MonkeyPatch) -> 
     args = maddpg.Args(**SMALL | {"num_collectors": 1, "num_learners": 1})
     env = maddpg.make_env(args)
     with pytest.raises(ConnectionError):
-        maddpg.Cluster(maddpg.Agent(env, args), maddpg.ReplayBuffer(env, args), args, 0)
+        maddpg.Cluster(env, maddpg.Agent(env, args), maddpg.ReplayBuffer(env, args), args, 0)
     assert asked[0]["address"] == "10.0.0.1:6379" and "num_cpus" not in asked[0]

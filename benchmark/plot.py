@@ -322,7 +322,8 @@ def curves(groups: Group, axis: str, published: list[dict[str, str]], running_me
         tidy(ax)
     mean = f"training return, mean of {running_mean} episodes"
     figure.supylabel(mean if running_mean else "return", fontsize=11)
-    place: dict[str, Any] = {"loc": "outside upper center", "ncols": 2 * columns}  # two a panel
+    side_by_side = columns * (2 if max(map(len, lines)) <= 24 else 1)  # or they are cut off
+    place: dict[str, Any] = {"loc": "outside upper center", "ncols": side_by_side}
     figure.legend(list(lines.values()), list(lines), **place, frameon=False)
     return figure
 

@@ -392,7 +392,8 @@ class StackedNet(nn.Module):
         return self.layers[1:](self.layers[0](*parts))
 
 
-ALL = slice(None)  # of the N agents; where n of them are meant, they follow one another
+# Of which agents: all N. Only a learner of a cluster (at the end) has n of them, in a row.
+ALL = slice(None)
 
 
 class Transition(NamedTuple):
@@ -520,7 +521,8 @@ class Adam(nn.Module):
 class Agent(nn.Module):
     """All agents: for each an actor, a critic, a target copy of each; and how they learn.
 
-    With members, those n of the N agents alone; of the others they know the target actors.
+    With members, those n of the N agents alone, as a learner of a cluster has them: what they need
+    to know of the others is the target actors.
     """
 
     def __init__(self, env: MultiAgentEnv, args: Args, members: slice = ALL) -> None:

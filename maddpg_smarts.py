@@ -453,7 +453,7 @@ class ReplayBuffer:
         self.position = end % self.capacity
         self.size = max(self.size, end)
         if self.priorities:
-            self.priorities.add(torch.arange(start, end), torch.as_tensor(transition.live))
+            self.priorities.add(torch.arange(start, end), torch.tensor(transition.live))
 
     def part(self, name: str, place: Tensor) -> Tensor:
         part = self.parts[name][place]

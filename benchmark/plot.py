@@ -325,6 +325,8 @@ def curves(groups: Group, axis: str, published: list[dict[str, str]], running_me
     side_by_side = columns * (2 if max(map(len, lines)) <= 24 else 1)  # or they are cut off
     place: dict[str, Any] = {"loc": "outside upper center", "ncols": side_by_side}
     figure.legend(list(lines.values()), list(lines), **place, frameon=False)
+    more = max(math.ceil(len(lines) / side_by_side) - 4, 0)  # lines of it than there is room for
+    figure.set_figheight(figure.get_figheight() + 0.24 * more)
     return figure
 
 

@@ -110,7 +110,7 @@ class Args:
 
     # Spread over processes, with Ray: on this machine, or on the cluster that RAY_ADDRESS names
     num_collectors: int = 0  # processes that play, each in an environment of its own
-    num_learners: int = 0  # processes that learn, each for agents of its own, none waiting
+    num_learners: int = 0  # processes that learn, each for agents of its own
 
     # Evaluation, without noise and in an environment of its own. A return is the agents' sum.
     eval_interval: int = 10_000  # steps from one evaluation to the next
@@ -308,17 +308,22 @@ class Envs:
 
 
 # [/shared]
-class StackedLinear(nn.Module):
-    """A linear layer for each of N agents, side by side: [N, B, I] -> [N, B, O]."""
+# The environment has N agents, and what learns has the networks of n of them: of all N, but for a
+# learner of a cluster (at the end), which has some that follow one another.
+ALL = slice(None)
 
-    def __init__(self, num_agents: int, fan_in: int, fan_out: int) -> None:
+
+class StackedLinear(nn.Module):
+    """A linear layer for each of n agents, side by side: [n, B, I] -> [n, B, O]."""
+
+    def __init__(self, n: int, fan_in: int, fan_out: int) -> None:
         super().__init__()
         bound = fan_in**-0.5  # nn.Linear's own
-        self.weight = nn.Parameter(torch.empty(num_agents, fan_in, fan_out).uniform_(-bound, bound))
-        self.bias = nn.Parameter(torch.empty(num_agents, 1, fan_out).uniform_(-bound, bound))
+        self.weight = nn.Parameter(torch.empty(n, fan_in, fan_out).uniform_(-bound, bound))
+        self.bias = nn.Parameter(torch.empty(n, 1, fan_out).uniform_(-bound, bound))
 
     def forward(self, *parts: Tensor) -> Tensor:
-        """The input in parts [N, B, I_k], as if they were joined: x W = x_1 W_1 + x_2 W_2 + ...
+        """The input in parts [n, B, I_k], as if they were joined: x W = x_1 W_1 + x_2 W_2 + ...
 
         A part that is the same for all agents can be given once, [1, B, I_k]. And for a
         part that needs no gradient, such as observations, none is computed.
@@ -333,18 +338,17 @@ class StackedLinear(nn.Module):
 
 
 class StackedEye(nn.Module):
-    """A small convolutional network for each of N agents: [N, B, C, 32, 32] -> [N, B, 64].
+    """A small convolutional network for each of n agents: [n, B, C, 32, 32] -> [n, B, 64].
 
     Grouped convolutions, a group for each agent, make it one product too.
     """
 
-    def __init__(self, num_agents: int, channels: int) -> None:
+    def __init__(self, n: int, channels: int) -> None:
         super().__init__()
-        n = num_agents
         self.convolutions = nn.Sequential(
-            nn.Conv2d(n * channels, n * 16, 4, stride=2, groups=n),  # [B, N * 16, 15, 15]
+            nn.Conv2d(n * channels, n * 16, 4, stride=2, groups=n),  # [B, n * 16, 15, 15]
             nn.ReLU(),
-            nn.Conv2d(n * 16, n * 32, 5, stride=2, groups=n),  # [B, N * 32, 6, 6]
+            nn.Conv2d(n * 16, n * 32, 5, stride=2, groups=n),  # [B, n * 32, 6, 6]
             nn.ReLU(),
         )
         self.linear = StackedLinear(n, 32 * 6 * 6, 64)
@@ -392,10 +396,6 @@ class StackedNet(nn.Module):
         return self.layers[1:](self.layers[0](*parts))
 
 
-# Of which agents: all N. Only a learner of a cluster (at the end) has n of them, in a row.
-ALL = slice(None)
-
-
 class Transition(NamedTuple):
     """What one step of E environments brought."""
 
@@ -409,7 +409,7 @@ class Transition(NamedTuple):
 
 
 class Batch(NamedTuple):
-    """Transitions to learn from: C draws of B steps. C is N if each agent draws its own, else 1."""
+    """Transitions to learn from: C draws of B steps. C is n if each agent draws its own, else 1."""
 
     obs: Tensor  # [C, B, N, O]
     action: Tensor  # [C, B, N, A]
@@ -528,7 +528,8 @@ class Agent(nn.Module):
     def __init__(self, env: MultiAgentEnv, args: Args, members: slice = ALL) -> None:
         super().__init__()
         self.num_agents, self.num_actions = len(env.names), env.action_size
-        self.members, self.rows = range(self.num_agents)[members], members
+        self.members = range(self.num_agents)[members]  # their numbers
+        self.rows = members  # their rows in what is stacked for all N, such as priorities
         self.discrete, self.joint = env.discrete, args.critic == "joint"
         self.gamma, self.tau, self.max_grad_norm = args.gamma, args.tau, args.max_grad_norm
         if args.gumbel_temperature == 0:
@@ -628,7 +629,8 @@ class Agent(nn.Module):
             fresh = self.one_hot(soft.argmax(-1)) + soft - soft.detach()
         else:
             fresh = torch.tanh(output)
-        mine = self.share(torch.eye(self.num_agents, dtype=torch.bool, device=output.device))
+        everyone = torch.eye(self.num_agents, dtype=torch.bool, device=output.device)
+        mine = self.share(everyone)  # [n, N]: which of the actions is the agent's own
         action = torch.where(mine[:, None, :, None], fresh.unsqueeze(2), batch.action)
         value = self.value(self.critic, batch.obs, action, batch.live)
         # Without the penalty, logits run off to where the softmax has no gradient left.
@@ -660,9 +662,9 @@ class Agent(nn.Module):
             target_param.lerp_(param, self.tau)
 
     def share(self, stacked: Tensor) -> Tensor:
-        """A view of the members' rows in a parameter of networks of all N agents."""
-        rows = len(stacked) // self.num_agents
-        return stacked[rows * self.members.start : rows * self.members.stop]
+        """A view of the members' share of a parameter [N * k, ...] of all agents' networks."""
+        k = len(stacked) // self.num_agents  # 1, but for convolutions: their channels
+        return stacked[k * self.members.start : k * self.members.stop]
 
     def clip(self, grads: list[Tensor]) -> list[Tensor]:
         """Each agent's gradient, scaled down to max_grad_norm where it is longer."""
@@ -1124,12 +1126,12 @@ class Cluster:
     """Collectors and learners, as Ray actors on this machine or on the cluster at RAY_ADDRESS.
 
     A collector plays a hundred steps or more with the actors that it was sent. The agents are
-    shared out among the learners, and no learner waits for another: an agent's updates follow one
-    another, and of the others it needs only the target actors, which move slowly. Were two to
-    learn the same agents, gradients would be older than the networks that they change; by as
-    little as one update, and Adam's momentum turns that into oscillation. Collectors rest while a
-    learner is MAX_OWED updates behind, so that no run ends before it has learnt. A collector or a
-    learner that dies is replaced.
+    shared out among the learners, and no update waits for another learner's: an agent's updates
+    follow one another, and of the other agents it needs the target actors only, which move slowly.
+    Were two to learn the same agents, gradients would be older than the networks that they change,
+    and Adam's momentum turns a delay of a single update into oscillation. Collectors rest while a
+    learner is MAX_OWED updates behind, so that no run ends before it has learnt; a learner that is
+    ahead of it rests when it has made what is due. Whoever dies is replaced.
     """
 
     MAX_OWED = 100  # updates; a hundred steps of a collector add 25 with the default interval
@@ -1155,7 +1157,7 @@ class Cluster:
             fail(f"--num-learners is {m}, and {args.env_id} has {n} agents to share out")
         self.groups = [Agent(env, args, slice(n * k // m, n * (k + 1) // m)) for k in range(m)]
         for group in self.groups:
-            group.target_actor = copy.deepcopy(agent.target_actor)
+            group.target_actor = copy.deepcopy(agent.target_actor)  # all N: what the others do next
             for whole, own in self.shares(group):
                 own.copy_(whole)
         quiet: dict[str, Any] = {"log_to_driver": False, "logging_level": "error"}
@@ -1180,12 +1182,14 @@ class Cluster:
         return actor.remote(agent, self.args, self.started)
 
     def shares(self, group: Agent) -> Iterable[tuple[Tensor, Tensor]]:
-        """What some agents have in each part of the state of all, and in that of their own."""
+        """Of each tensor what is the group's, in the state of all agents and in the group's own."""
         for whole, own in zip(self.agent.state_dict().values(), group.state_dict().values()):
             if whole.ndim == 0:  # Adam's count of steps
                 yield whole, own
-            else:  # they know all target actors
-                yield group.share(whole), group.share(own) if len(own) == len(whole) else own
+            elif len(own) == len(whole):  # the target actors, of which a group has all N
+                yield group.share(whole), group.share(own)
+            else:
+                yield group.share(whole), own
 
     def collect(self, noise: float, at_random: bool) -> list[Transition]:
         """Wait for a worker, a second at most; returns the steps that have come, if any have."""
@@ -1218,7 +1222,7 @@ class Cluster:
     def learn(self, updates: int, beta: float) -> tuple[int, dict[str, Tensor]]:
         """Take over the updates that have come, and ask for more where they are owed.
 
-        Returns how many updates all agents have made since, and the losses of the last.
+        Returns how many more updates every agent has made, and the losses of the last.
         """
         for number, index, state, td_error, losses in self.updates:
             group = self.groups[number]

@@ -513,6 +513,22 @@ def test_a_curve_of_one_evaluation_is_a_point_and_others_are_lines(tmp_path: Pat
     assert marks == {1: "o", 2: "None"}
 
 
+def test_long_names_stand_below_one_another_and_leave_the_curves_their_room(
+    tmp_path: Path,
+) -> None:
+    heights = {}
+    for length in 5, 30:
+        folder = tmp_path / str(length)
+        for letter in "abcdefgh":
+            write_run(folder / f"Pendulum-v1__{letter * length}__1", [1.0, 2.0])
+        figure = plot.curves(plot.read_runs([folder], 0), "steps", [], 0)
+        figure.canvas.draw()
+        (legend,) = figure.legends
+        assert legend.get_window_extent().x0 >= 0, "cut off"
+        heights[length] = figure.axes[0].get_window_extent().height
+    assert heights[30] > 0.9 * heights[5]
+
+
 def test_half_written_last_row_is_left_out(tmp_path: Path) -> None:
     folder = write_run(tmp_path / "Pendulum-v1__a__1", [1.0, 2.0])
     with (folder / "evaluations.csv").open("a") as file:

@@ -130,7 +130,9 @@ def test_learners_make_of_their_agents_what_one_update_of_all_makes(
     draws: int, critic: Any, kind: Any, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(maddpg.Agent, "gumbel", staticmethod(torch.zeros_like))
-    args = maddpg.Args(**SMALL | {"critic": critic, "num_collectors": 1, "num_learners": 2})
+    flags: dict[str, Any] = {"critic": critic, "num_collectors": 1, "num_learners": 2}
+    large = {"tau": 0.5, "actor_learning_rate": 0.01}  # what is not taken over shows
+    args = maddpg.Args(**SMALL | flags | large)
     env: Any = kind()
     env.discrete = True
     agent = maddpg.Agent(env, args)
@@ -187,6 +189,12 @@ def test_priorities_are_drawn_and_refreshed_for_some_agents_as_for_all() -> None
         tree = maddpg.SumTree(2, 20)
         tree.nodes = once.tree.nodes[1:]
         assert tree.draw(6).equal(places)
+        # Ranks are looked up in the last sorting now, each agent's in its own.
+        error = torch.rand(3, 20)
+        once.refresh(index, error)
+        for some in slice(0, 1), slice(1, 3):
+            apart.refresh(index[some], error[some], some)
+        torch.testing.assert_close(apart.tree.nodes, once.tree.nodes)
 
 
 def test_a_killed_collector_is_replaced_and_the_run_goes_on(
@@ -322,6 +330,63 @@ def test_collectors_rest_while_a_hundred_updates_are_owed_and_no_learner_runs_fa
         came(0)
         cluster.learn(2, 1.0)
     assert sent == ["learner 0"] and cluster.ahead == [3, 0], "it was ahead of what is due"
+
+
+def test_a_learner_is_sent_what_the_others_have_made_of_their_target_actors(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    args = maddpg.Args(**SMALL | {"num_collectors": 1, "num_learners": 2})
+    env = Mortal()
+    agent, buffer = maddpg.Agent(env, args), maddpg.ReplayBuffer(env, args)
+    buffer.size = 100
+    cluster = started(env, agent, buffer, args, monkeypatch)
+    before = copy.deepcopy(agent.target_actor.state_dict())
+    learner = maddpg.Learner(copy.deepcopy(cluster.groups[0]), args, 0)
+    state, td_error, losses = learner.learn(cluster.groups[0].state_dict(), some_batch(env, 1))
+    cluster.updates.append((0, None, state, td_error, losses))
+    sent: list[dict[str, Any]] = []
+
+    def remote(state: dict[str, Any], batch: Any) -> object:
+        sent.append(copy.deepcopy(state))
+        return object()
+
+    worker = SimpleNamespace(learn=SimpleNamespace(remote=remote))
+    cluster.idle = {maddpg.Collector: {}, maddpg.Learner: {1: worker}}
+    cluster.learn(1, 1.0)
+    for name, value in agent.target_actor.state_dict().items():
+        assert sent[0][f"target_actor.{name}"].equal(value)
+        first, others = cluster.groups[0].share, cluster.groups[1].share
+        assert not first(value).equal(first(before[name])) or not first(before[name]).any()
+        assert others(value).equal(others(before[name]))
+
+
+def test_a_learner_draws_and_refreshes_the_priorities_of_its_own_agents(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    flags = {"num_collectors": 1, "num_learners": 2, "prioritized_replay": True}
+    args = maddpg.Args(**SMALL | flags)
+    env = Mortal()
+    agent, buffer = maddpg.Agent(env, args), maddpg.ReplayBuffer(env, args)
+    assert buffer.priorities is not None
+    buffer.size = 20
+    buffer.priorities.add(torch.arange(20), torch.ones(20, 3))
+    buffer.priorities.enter()
+    cluster = started(env, agent, buffer, args, monkeypatch)
+    sent: list[maddpg.Batch] = []
+
+    def remote(state: Any, batch: maddpg.Batch) -> object:
+        sent.append(batch)
+        return object()
+
+    index, error = torch.arange(20).expand(2, -1), 2 + torch.rand(2, 20)
+    state = cluster.groups[1].state_dict()
+    cluster.updates.append((1, index, state, error, {"qf_loss": torch.zeros(())}))
+    worker = SimpleNamespace(learn=SimpleNamespace(remote=remote))
+    cluster.idle = {maddpg.Collector: {}, maddpg.Learner: {0: worker, 1: worker}}
+    cluster.learn(2, 1.0)
+    assert buffer.priorities.error[0, :20].tolist() == [1.0] * 20
+    assert buffer.priorities.error[1:, :20].equal(error)
+    assert [len(batch.obs) for batch in sent] == [1, 2]
 
 
 def test_more_learners_than_agents_are_refused(

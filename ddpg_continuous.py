@@ -162,7 +162,11 @@ def make_env(env_id: str, film: bool = False) -> gym.Env:
         if np.shape(frame)[2:] != (3,):
             fail(f"--capture-video: {env_id} does not render RGB images")
     flat_space = gym.spaces.Box(-np.inf, np.inf, (gym.spaces.flatdim(obs_space),), np.float32)
-    flatten = lambda obs: np.asarray(gym.spaces.flatten(obs_space, obs), np.float32)  # noqa: E731
+
+    @np.errstate(over="ignore")  # beyond float32 is infinite, and check_finite refuses it
+    def flatten(obs: Any) -> np.ndarray:
+        return np.asarray(gym.spaces.flatten(obs_space, obs), np.float32)
+
     env = gym.wrappers.TransformObservation(env, flatten, flat_space)
     env = gym.wrappers.TransformReward(env, lambda reward: np.asarray(reward).item())
     return gym.wrappers.RescaleAction(env, *np.array([-1, 1], space.dtype))

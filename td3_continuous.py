@@ -7,9 +7,10 @@ actor and the targets less often than the critics.
 
     act        a = μ(s) + noise, and store (s, a, r, terminated, s')
     critics    minimise Σ_i (Q_i(s, a) - y)²,  y = r + γ (1 - terminated) min_i Q'_i(s', ã),
-               with ã = μ'(s') + clipped noise
-    actor      maximise Q_1(s, μ(s)), in every second update
-    targets    θ' = τ θ + (1 - τ) θ', in every second update
+               where ã = μ'(s') + clipped noise
+    and only in every second update:
+    actor      maximise Q_1(s, μ(s))
+    targets    θ' = τ θ + (1 - τ) θ'
 
 Paper:  Fujimoto et al. 2018, Addressing function approximation error in actor-critic methods,
         arXiv:1802.09477
@@ -82,7 +83,7 @@ class Args:
     )
     bias_init: Literal["default", "zeros", "uniform"] = "default"  # see init_layer
 
-    # Learning. Learning rates, gamma and buffer size are RL Zoo's for PyBullet.
+    # Learning. Learning rates, tau, gamma and buffer size are RL Zoo's for PyBullet.
     gamma: Fraction = 0.98  # discount per step; the paper's is 0.99
     tau: Fraction = 0.005  # weight of the online network in each update of its target
     actor_learning_rate: NonNegativeFloat = 7e-4  # of Adam; the paper's is 1e-3
@@ -323,8 +324,8 @@ class Agent(nn.Module):
             next_action = (self.target_actor(batch.next_obs) + noise).clamp(-1, 1)
             next_values = [critic(batch.next_obs, next_action) for critic in self.target_critics]
             next_value = torch.stack(next_values).amin(0)  # min_i Q'_i(s', ã)   [B]
-            # y = r + γ (1 - terminated) min_i Q'_i(s', ã)   [B]. A time limit ends an episode but
-            # not the task, so the value of the next observation counts there.
+            # y = r + γ (1 - terminated) min_i Q'_i(s', ã)   [B]
+            # A time limit ends an episode but not the task, so the value of s' counts there.
             target = batch.reward + self.gamma * (1 - batch.terminated) * next_value
         values = [critic(batch.obs, batch.action) for critic in self.critics]  # [B] each
         return torch.stack([F.mse_loss(value, target) for value in values]).sum()

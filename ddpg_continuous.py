@@ -80,7 +80,7 @@ class Args:
     )
     bias_init: Literal["default", "zeros", "uniform"] = "default"  # see init_layer
 
-    # Learning. Learning rates, gamma and buffer size are RL Zoo's for PyBullet.
+    # Learning. Learning rates, tau, gamma and buffer size are RL Zoo's for PyBullet.
     gamma: Fraction = 0.98  # discount per step; the paper's is 0.99
     tau: Fraction = 0.005  # weight of the online network in each update of its target
     actor_learning_rate: NonNegativeFloat = 7e-4  # of Adam; the paper's is 1e-4
@@ -325,8 +325,8 @@ class Agent(nn.Module):
         with torch.no_grad():
             next_action = self.target_actor(batch.next_obs)  # [B, A]
             next_value = self.target_critic(batch.next_obs, next_action)  # [B]
-            # y = r + γ (1 - terminated) Q'(s', μ'(s'))   [B]. A time limit ends an episode but not
-            # the task, so the value of the next observation counts there.
+            # y = r + γ (1 - terminated) Q'(s', μ'(s'))   [B]
+            # A time limit ends an episode but not the task, so the value of s' counts there.
             target = batch.reward + self.gamma * (1 - batch.terminated) * next_value
         return F.mse_loss(self.critic(batch.obs, batch.action), target)
 

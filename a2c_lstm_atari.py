@@ -7,8 +7,7 @@ rollout, and set to zero where a new game begins. Gradients stay within a rollou
 
     play       T steps of N games: (h, c) = LSTM(s, (h, c)),  a ~ π(a|h); store (s, a, r, V)
     advantage  A = Σ (γλ)^k δ_k,  δ = r + γ (1 - terminated) V(s') - V(s)
-    learn      once, from all steps, with the LSTM's state before the first of them:
-               maximise log π(a|h) A, and fit V to A + V
+    learn      once, from the LSTM's state before the first step: maximise log π(a|h) A, fit V to A + V
 
 Paper:  Mnih et al. 2016, Asynchronous Methods for Deep Reinforcement Learning, arXiv:1602.01783
 Run:    python a2c_lstm_atari.py --env-id ALE/Pong-v5
@@ -86,7 +85,7 @@ class Args:
 
     # Exploration: logits are divided by a temperature that falls linearly as games end
     temperature_init: NonNegativeFloat = 1.0  # at first; above 1, probabilities are more equal
-    temperature_min: NonNegativeFloat = 1.0  # at last
+    temperature_min: Annotated[float, Field(gt=0)] = 1.0  # at last
     temperature_decay_episodes: PositiveInt = 1_000  # finished games over which it falls
 
     # Evaluation: whole games and raw scores, whatever is truncated or clipped for learning
@@ -114,9 +113,8 @@ class Args:
     torch_deterministic: bool = True  # only deterministic cuDNN kernels
 
     def __post_init__(self) -> None:
-        low, high = self.temperature_min, self.temperature_init
-        if not 0 < low <= high:
-            fail(f"--temperature-min is {low}; it must be in (0, --temperature-init {high}]")
+        if self.temperature_min > self.temperature_init:
+            fail(f"--temperature-min is {self.temperature_min}, above --temperature-init")
         if self.batch_norm and self.model == "linear":
             fail("--batch-norm has no effect on --model linear, which has no convolutions")
 
@@ -125,10 +123,9 @@ class Args:
 class AtariGames:
     """N games in ALE's vector environment, preprocessed as for DQN (Mnih et al. 2015).
 
-    An action is held for four frames. The observation is the pixelwise maximum of the last two,
-    since some games draw an object in every second frame only, in grey and 84 x 84 pixels, stacked
-    with the three before it. A game begins with up to 30 no-ops and, if it waits for that, the fire
-    button.
+    Each action is held for four frames. The pixelwise maximum of the last two (some games draw an
+    object in every second frame only) makes one grey image; an observation is the last four images.
+    A game begins with up to 30 no-ops, and with the fire button where it waits for that.
     """
 
     obs: Tensor  # [N, 4, 84, 84] uint8; in colour [N, 4, 210, 160, 3]
@@ -141,22 +138,20 @@ class AtariGames:
     def begin(self, *seed: int) -> None:
         """Begin all games, with seeds that follow from the given numbers."""
         seeds = np.random.default_rng(seed).integers(2**31, size=self.num_envs)
-        self.observe(*self.envs.reset(seed=seeds))
+        self.reset(np.ones(self.num_envs, bool), seeds)
 
-    def reset(self, ended: np.ndarray) -> None:
+    def reset(self, ended: np.ndarray, seeds: np.ndarray | None = None) -> None:
         """Begin a new game where ended [N] is true."""
         if ended.any():
-            self.observe(*self.envs.reset(options={"reset_mask": ended}))
+            obs, info = self.envs.reset(seed=seeds, options={"reset_mask": ended})
+            self.obs, self.lives = torch.from_numpy(obs).to(self.device), info["lives"]
 
     def step(self, action: Tensor) -> tuple[np.ndarray, np.ndarray, np.ndarray, np.ndarray]:
         """Play action [N]; returns the raw reward, terminated, truncated, life_lost, each [N]."""
         lives = self.lives
         obs, reward, terminated, truncated, info = self.envs.step(action.cpu().numpy())
-        self.observe(obs, info)
-        return reward.astype(np.float32), terminated, truncated, self.lives < lives
-
-    def observe(self, obs: np.ndarray, info: dict[str, Any]) -> None:
         self.obs, self.lives = torch.from_numpy(obs).to(self.device), info["lives"]
+        return reward.astype(np.float32), terminated, truncated, self.lives < lives
 
 
 # [/shared]
@@ -194,8 +189,8 @@ class Features(nn.Module):
 class ActorCritic(nn.Module):
     """Policy and value of T steps of N games, B = T N, with an LSTM or without.
 
-    features [B, F], where games begin [T, N], and h and c of the LSTM before the first step, together
-    [2, 1, N, 256] -> logits of the actions [B, A], value [B], and h and c after the last step.
+    features [B, F], where games begin [T, N], and the LSTM's state (h and c, [2, 1, N, 256]) before
+    the first step -> logits of the actions [B, A], value [B], and the state after the last step.
     """
 
     def __init__(self, num_actions: int, args: Args) -> None:
@@ -238,79 +233,69 @@ class Batch(NamedTuple):
 
 # [shared: advantages]
 def advantages(
-    reward: Tensor,
-    value: Tensor,
-    next_value: Tensor,
-    terminated: Tensor,
-    ended: Tensor,
-    gamma: float,
-    gae_lambda: float,
+    reward: Tensor, value: Tensor, next_value: Tensor, terminated: Tensor, ended: Tensor, args: Args
 ) -> Tensor:
     """Generalised advantage estimation (Schulman et al. 2016, equation 16), all [T, N].
 
     next_value is the value of the observation that the action led to, at the end of an episode its
     last. ended is 1 where an episode was terminated or truncated: there the sum stops.
     """
-    delta = reward + gamma * (1 - terminated) * next_value - value  # δ = r + γ V(s') - V(s)
+    delta = reward + args.gamma * (1 - terminated) * next_value - value  # δ = r + γ V(s') - V(s)
     advantage, later = torch.zeros_like(delta), torch.zeros_like(delta[0])
     for t in reversed(range(len(delta))):
-        later = delta[t] + gamma * gae_lambda * (1 - ended[t]) * later  # A = δ + γ λ A'
+        later = delta[t] + args.gamma * args.gae_lambda * (1 - ended[t]) * later  # A = δ + γ λ A'
         advantage[t] = later
     return advantage
 
 
 # [/shared]
 class Rollout:
-    """T = chunk_size steps of N games, in preallocated tensors [T, N, ...]."""
+    """T = chunk_size steps of N games, in preallocated arrays [T, N, ...]."""
 
     def __init__(self, num_envs: int, args: Args) -> None:
         shape, device = (args.chunk_size, num_envs), args.device
         self.obs = torch.zeros(*shape, 4, 84, 84, dtype=torch.uint8, device=device)
         self.action = torch.zeros(shape, dtype=torch.int64, device=device)
-        self.reward, self.value, self.next_value, self.terminated, self.ended = (
-            torch.zeros(shape, device=device) for _ in range(5)
-        )
+        self.value, self.next_value = torch.zeros(2, *shape, device=device)
         # Carried to the next rollout: the LSTM's state, and whether the next step begins a game
         self.next_state = self.state = torch.zeros(2, 1, num_envs, 256, device=device)
         self.begins = torch.ones(args.chunk_size + 1, num_envs, dtype=torch.bool, device=device)
+        self.reward = np.zeros(shape, np.float32)  # raw
+        self.terminated, self.over = np.zeros((2, *shape), bool)  # over: the whole game
 
     @torch.no_grad()
-    def collect(self, games: AtariGames, act: Callable, args: Args) -> tuple[np.ndarray, ...]:
-        """Play T steps; returns the raw rewards and where games ended, both [T, N]."""
-        rewards, over = np.zeros((2, *self.value.shape), np.float32)
+    def collect(self, games: AtariGames, act: Callable, args: Args) -> None:
+        """Play T steps."""
         self.begins[0], self.state = self.begins[-1], self.next_state
         log_probs, value, state = act(games.obs, self.begins[0], self.state)
-        for t in range(len(rewards)):
+        for t in range(args.chunk_size):
             action = log_probs.exp().multinomial(1)  # [N, 1]
             self.obs[t], self.action[t], self.value[t] = games.obs, action.squeeze(1), value
 
-            rewards[t], terminated, truncated, life_lost = games.step(self.action[t])
-            over[t] = terminated | truncated
-            terminated |= life_lost & args.episodic_life
-            reward = np.sign(rewards[t]) if args.clip_rewards else rewards[t]
-            self.reward[t] = to_tensor(reward, args.device)
-            self.terminated[t] = to_tensor(terminated, args.device)
-            self.ended[t] = to_tensor(terminated | truncated, args.device)
+            self.reward[t], terminated, truncated, life_lost = games.step(self.action[t])
+            self.terminated[t] = terminated | (life_lost & args.episodic_life)
+            self.over[t] = terminated | truncated
 
-            # The state goes on with the game; a lost life changes nothing about that.
-            self.next_state = state
+            self.next_state = state  # goes on with the game, also where a life is lost
             # The value of a truncated game's last observation, before a new game replaces it
             none = torch.zeros_like(self.begins[t])
             last_value = act(games.obs, none, state)[1] if truncated.any() else value
-            games.reset(over[t] > 0)
-            self.begins[t + 1] = torch.as_tensor(over[t] > 0)
+            games.reset(self.over[t])
+            self.begins[t + 1] = torch.as_tensor(self.over[t])
             log_probs, value, state = act(games.obs, self.begins[t + 1], state)
             cut_off = torch.as_tensor(truncated, device=value.device)
             self.next_value[t] = torch.where(cut_off, last_value, value)
-        return rewards, over > 0
 
     def batch(self, args: Args) -> Batch:
         """All steps as one batch, B = T N, with their advantages."""
-        steps = self.reward, self.value, self.next_value, self.terminated, self.ended
-        advantage = advantages(*steps, args.gamma, args.gae_lambda)
+        clipped = np.sign(self.reward) if args.clip_rewards else self.reward
+        steps = clipped, self.terminated, self.terminated | self.over
+        reward, terminated, ended = (to_tensor(step, args.device) for step in steps)
+        advantage = advantages(reward, self.value, self.next_value, terminated, ended, args)
         returns = advantage + self.value
-        parts = [part.flatten(0, 1) for part in (self.obs, self.action, advantage, returns)]
-        return Batch(*parts, self.begins[:-1], self.state)
+        parts = self.obs, self.action, advantage, returns
+        obs, action, advantage, returns = (part.flatten(0, 1) for part in parts)
+        return Batch(obs, action, advantage, returns, self.begins[:-1], self.state)
 
 
 class Agent(nn.Module):
@@ -325,11 +310,7 @@ class Agent(nn.Module):
         # stands for the paper's ε = 1e-5. With eps = 1e-5, weights with small gradients make full
         # steps as well, and the features saturate the LSTM for good within ten updates.
         self.optimizer = torch.optim.RMSprop(
-            self.parameters(),
-            args.learning_rate,
-            alpha=0.99,
-            eps=3e-3,
-            weight_decay=args.weight_decay,
+            self.parameters(), args.learning_rate, eps=3e-3, weight_decay=args.weight_decay
         )
 
     def policy(self, logits: Tensor) -> Tensor:
@@ -403,7 +384,7 @@ def train(args: Args, checkpoint: dict[str, Any] | None = None) -> Path:
     run = Run(args, checkpoint, agent=agent, optimizer=agent.optimizer)
     games.begin(args.seed, 0, run.env_step)
     rollout = Rollout(games.num_envs, args)
-    features = compiled(agent.net.features.forward, args)  # the calls of the LSTM vary
+    features = compiled(agent.net.features.forward, args)  # without the LSTM, whose calls vary
 
     def act(obs: Tensor, begins: Tensor, state: Tensor) -> tuple[Tensor, ...]:
         return agent.act(features(obs), begins, state)
@@ -413,9 +394,9 @@ def train(args: Args, checkpoint: dict[str, Any] | None = None) -> Path:
         agent.anneal_lr(run.env_step)
         agent.anneal_temperature(sum(run.episodes))
         agent.eval()  # batch norm with running statistics
-        rewards, over = rollout.collect(games, act, args)
-        for reward, ended in zip(rewards, over):
-            run.step(reward, ended)
+        rollout.collect(games, act, args)
+        for reward, over in zip(rollout.reward, rollout.over):
+            run.step(reward, over)
 
         # Learn, once
         batch = rollout.batch(args)

@@ -121,10 +121,9 @@ class Args:
 class AtariGames:
     """N games in ALE's vector environment, preprocessed as for DQN (Mnih et al. 2015).
 
-    An action is held for four frames. The observation is the pixelwise maximum of the last two,
-    since some games draw an object in every second frame only, in grey and 84 x 84 pixels, stacked
-    with the three before it. A game begins with up to 30 no-ops and, if it waits for that, the fire
-    button.
+    Each action is held for four frames. The pixelwise maximum of the last two (some games draw an
+    object in every second frame only) makes one grey image; an observation is the last four images.
+    A game begins with up to 30 no-ops, and with the fire button where it waits for that.
     """
 
     obs: Tensor  # [N, 4, 84, 84] uint8; in colour [N, 4, 210, 160, 3]
@@ -137,22 +136,20 @@ class AtariGames:
     def begin(self, *seed: int) -> None:
         """Begin all games, with seeds that follow from the given numbers."""
         seeds = np.random.default_rng(seed).integers(2**31, size=self.num_envs)
-        self.observe(*self.envs.reset(seed=seeds))
+        self.reset(np.ones(self.num_envs, bool), seeds)
 
-    def reset(self, ended: np.ndarray) -> None:
+    def reset(self, ended: np.ndarray, seeds: np.ndarray | None = None) -> None:
         """Begin a new game where ended [N] is true."""
         if ended.any():
-            self.observe(*self.envs.reset(options={"reset_mask": ended}))
+            obs, info = self.envs.reset(seed=seeds, options={"reset_mask": ended})
+            self.obs, self.lives = torch.from_numpy(obs).to(self.device), info["lives"]
 
     def step(self, action: Tensor) -> tuple[np.ndarray, np.ndarray, np.ndarray, np.ndarray]:
         """Play action [N]; returns the raw reward, terminated, truncated, life_lost, each [N]."""
         lives = self.lives
         obs, reward, terminated, truncated, info = self.envs.step(action.cpu().numpy())
-        self.observe(obs, info)
-        return reward.astype(np.float32), terminated, truncated, self.lives < lives
-
-    def observe(self, obs: np.ndarray, info: dict[str, Any]) -> None:
         self.obs, self.lives = torch.from_numpy(obs).to(self.device), info["lives"]
+        return reward.astype(np.float32), terminated, truncated, self.lives < lives
 
 
 # [/shared]
@@ -209,69 +206,59 @@ class Batch(NamedTuple):
 
 # [shared: advantages]
 def advantages(
-    reward: Tensor,
-    value: Tensor,
-    next_value: Tensor,
-    terminated: Tensor,
-    ended: Tensor,
-    gamma: float,
-    gae_lambda: float,
+    reward: Tensor, value: Tensor, next_value: Tensor, terminated: Tensor, ended: Tensor, args: Args
 ) -> Tensor:
     """Generalised advantage estimation (Schulman et al. 2016, equation 16), all [T, N].
 
     next_value is the value of the observation that the action led to, at the end of an episode its
     last. ended is 1 where an episode was terminated or truncated: there the sum stops.
     """
-    delta = reward + gamma * (1 - terminated) * next_value - value  # δ = r + γ V(s') - V(s)
+    delta = reward + args.gamma * (1 - terminated) * next_value - value  # δ = r + γ V(s') - V(s)
     advantage, later = torch.zeros_like(delta), torch.zeros_like(delta[0])
     for t in reversed(range(len(delta))):
-        later = delta[t] + gamma * gae_lambda * (1 - ended[t]) * later  # A = δ + γ λ A'
+        later = delta[t] + args.gamma * args.gae_lambda * (1 - ended[t]) * later  # A = δ + γ λ A'
         advantage[t] = later
     return advantage
 
 
 # [/shared]
 class Rollout:
-    """T = num_steps steps of N games, in preallocated tensors [T, N, ...]."""
+    """T = num_steps steps of N games, in preallocated arrays [T, N, ...]."""
 
     def __init__(self, num_envs: int, args: Args) -> None:
         shape, device = (args.num_steps, num_envs), args.device
         self.obs = torch.zeros(*shape, 4, 84, 84, dtype=torch.uint8, device=device)
         self.action = torch.zeros(shape, dtype=torch.int64, device=device)
-        self.log_prob, self.reward, self.value, self.next_value, self.terminated, self.ended = (
-            torch.zeros(shape, device=device) for _ in range(6)
-        )
+        self.log_prob, self.value, self.next_value = torch.zeros(3, *shape, device=device)
+        self.reward = np.zeros(shape, np.float32)  # raw
+        self.terminated, self.over = np.zeros((2, *shape), bool)  # over: the whole game
 
     @torch.no_grad()
-    def collect(self, games: AtariGames, act: Callable, args: Args) -> tuple[np.ndarray, ...]:
-        """Play T steps; returns the raw rewards and where games ended, both [T, N]."""
-        rewards, over = np.zeros((2, *self.value.shape), np.float32)
+    def collect(self, games: AtariGames, act: Callable, args: Args) -> None:
+        """Play T steps."""
         log_probs, value = act(games.obs)
-        for t in range(len(rewards)):
+        for t in range(args.num_steps):
             action = log_probs.exp().multinomial(1)  # [N, 1]
             self.obs[t], self.action[t], self.value[t] = games.obs, action.squeeze(1), value
             self.log_prob[t] = log_probs.gather(1, action).squeeze(1)
 
-            rewards[t], terminated, truncated, life_lost = games.step(self.action[t])
-            over[t] = terminated | truncated
-            terminated |= life_lost & args.episodic_life
-            reward = np.sign(rewards[t]) if args.clip_rewards else rewards[t]
-            self.reward[t] = to_tensor(reward, args.device)
-            self.terminated[t] = to_tensor(terminated, args.device)
-            self.ended[t] = to_tensor(terminated | truncated, args.device)
+            self.reward[t], terminated, truncated, life_lost = games.step(self.action[t])
+            self.terminated[t] = terminated | (life_lost & args.episodic_life)
+            self.over[t] = terminated | truncated
 
             # The value of a truncated game's last observation, before a new game replaces it
             last_value = act(games.obs)[1] if truncated.any() else value
-            games.reset(over[t] > 0)
+            games.reset(self.over[t])
             log_probs, value = act(games.obs)
             cut_off = torch.as_tensor(truncated, device=value.device)
             self.next_value[t] = torch.where(cut_off, last_value, value)
-        return rewards, over > 0
 
     def batch(self, args: Args) -> Batch:
         """All steps as one batch, B = T N, with their advantages."""
-        steps = self.reward, self.value, self.next_value, self.terminated, self.ended
-        advantage = advantages(*steps, args.gamma, args.gae_lambda)
+        clipped = np.sign(self.reward) if args.clip_rewards else self.reward
+        steps = clipped, self.terminated, self.terminated | self.over
+        reward, terminated, ended = (to_tensor(step, args.device) for step in steps)
+        advantage = advantages(reward, self.value, self.next_value, terminated, ended, args)
         returns = advantage + self.value
         parts = self.obs, self.action, self.log_prob, self.value, advantage, returns
         return Batch(*(part.flatten(0, 1) for part in parts))
@@ -360,9 +347,9 @@ def train(args: Args, checkpoint: dict[str, Any] | None = None) -> Path:
     while not ranks.done(run):
         # Play
         agent.anneal_lr(run.env_step)
-        rewards, over = rollout.collect(games, act, args)
-        for reward, ended in zip(*ranks.share(run, rewards, over)):
-            run.step(reward, ended)
+        rollout.collect(games, act, args)
+        for reward, over in zip(*ranks.share(run, rollout.reward, rollout.over)):
+            run.step(reward, over)
 
         # Learn: several epochs over the rollout, each in newly shuffled minibatches
         data, logs = rollout.batch(args), []
@@ -541,12 +528,12 @@ class Ranks:
         parts = flat.split([tensor.numel() for tensor in tensors])
         return [part.view_as(tensor) for part, tensor in zip(parts, tensors)]
 
-    def share(self, run: Run, rewards: np.ndarray, over: np.ndarray) -> tuple[np.ndarray, ...]:
+    def share(self, run: Run, reward: np.ndarray, over: np.ndarray) -> tuple[np.ndarray, ...]:
         """Rewards and ends [T, N] of the games of all ranks. A signal to one is a signal to all."""
         if self.size == 1:
-            return rewards, over
+            return reward, over
         everybody: list[Any] = [None] * self.size
-        dist.all_gather_object(everybody, (rewards, over, run.signal))
+        dist.all_gather_object(everybody, (reward, over, run.signal))
         *games, signals = zip(*everybody)
         run.signal = max(run.signal, *signals)
         return tuple(np.concatenate(part, axis=1) for part in games)

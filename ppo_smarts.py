@@ -117,46 +117,44 @@ class Args:
 
 # [shared: several agents]
 class Step(NamedTuple):
-    """What a step of all N agents led to; each part holds the agents in the order of names."""
+    """What all N agents got from a step, in the order of the environment's names.
 
-    obs: np.ndarray  # [N, O] float32, what each live agent acts on next; zeros where not live
+    In Envs every part has one dimension more, [E, N, ...], for E environments.
+    """
+
+    obs: np.ndarray  # [N, O] float32, what each agent acts on next; zeros where it is not live
     reward: np.ndarray  # [N] float32
-    terminated: np.ndarray  # [N] bool: in this step the agent's task ended, by itself
-    truncated: np.ndarray  # [N] bool: in this step the agent was cut off, as by a time limit
-    live: np.ndarray  # [N] bool: acts in the next step; the episode is over when none does
-    last_obs: np.ndarray  # [N, O], like obs, but not zero for an agent that ended in this step
+    terminated: np.ndarray  # [N] bool, the agent's task ended in this step
+    truncated: np.ndarray  # [N] bool, the agent was cut off in this step, as by a time limit
+    live: np.ndarray  # [N] bool, the agent acts next; the episode is over when none does
+    last_obs: np.ndarray  # [N, O], as obs, but not zero where an agent ended in this step
 
 
 class MultiAgentEnv:
-    """An environment of N agents with PettingZoo's parallel interface, as arrays of fixed order.
+    """The N agents of a PettingZoo environment (parallel interface) as arrays of fixed order.
 
-    An agent that has ended stays dead until the reset: it is not live, its observation is zero, it
-    earns nothing, and what it is told to do is ignored. An observation that is shorter than another
-    agent's is padded with zeros. An episode is determined by its seed and its actions: an
-    unfinished one is saved as these two, and resumed by playing them again.
+    An agent is live from its first observation until it ends. Otherwise its observation and reward
+    are zero, and its action is ignored. An agent that leaves without notice counts as truncated.
+    Observations that are shorter than another agent's are padded with zeros.
     """
 
-    def __init__(self, args: Args, film: bool = False) -> None:
-        self.env: Any = make_parallel(args, film)
-        self.names: list[str] = list(self.env.possible_agents)
-        spaces = [self.env.action_space(name) for name in self.names]
-        self.space: Any = spaces[0]
+    def __init__(self, env: Any) -> None:
+        self.env, self.names = env, list(env.possible_agents)
+        self.space: Any = env.action_space(self.names[0])  # that of all agents
         self.discrete = isinstance(self.space, gym.spaces.Discrete)
-        bounded = isinstance(self.space, gym.spaces.Box) and self.space.is_bounded()
-        if not (self.discrete or bounded) or any(space != self.space for space in spaces):
-            kinds = " and ".join(sorted({str(space) for space in spaces}))
-            fail(f"{args.env_id} has actions {kinds}; all agents need one Discrete or bounded Box")
         self.action_size = gym.spaces.flatdim(self.space)  # of a Discrete, its number of actions
-        sizes = [gym.spaces.flatdim(self.env.observation_space(name)) for name in self.names]
-        self.obs_size = max(sizes)
-        self.pixels = getattr(self.env, "pixels", 0)  # an image [3, 32, 32] ends the observation
-        self.fps = self.env.metadata.get("render_fps", 10)
+        self.obs_spaces = [env.observation_space(name) for name in self.names]
+        self.obs_size = max(map(gym.spaces.flatdim, self.obs_spaces))
+        self.pixels = getattr(env, "pixels", 0)  # length of the image that ends an observation
+        self.fps = env.metadata.get("render_fps", 10)
+        self.subprocess = hasattr(env, "receive")  # a simulator in a process of its own
 
-    def reset(self, seed: int) -> Step:
-        """Begin an episode: all agents are live, and nothing is earned yet."""
-        self.seed, self.actions = seed, list[np.ndarray]()
-        self.live = np.ones(len(self.names), bool)
-        return self.begin()
+    def reset(self, seed: int | None) -> Step:
+        """Begin an episode."""
+        self.obs = np.zeros((len(self.names), self.obs_size), np.float32)
+        self.live = np.zeros(len(self.names), bool)
+        obs, _ = self.env.reset(seed=seed)
+        return self.pack(obs, {}, {}, {})
 
     def step(self, action: np.ndarray) -> Step:
         """Act: [N] integers, or [N, A] numbers in [-1, 1]."""
@@ -164,126 +162,70 @@ class MultiAgentEnv:
         return self.receive()
 
     def send(self, action: np.ndarray) -> None:
-        """The first half of step; other environments can be sent theirs before receive."""
-        self.actions.append(np.array(action))
+        """The first half of step: simulators in processes of their own compute until receive."""
+        if self.discrete:
+            actions = action + self.space.start
+        else:
+            low, high = self.space.low, self.space.high
+            share = (np.clip(action, -1, 1) + 1) / 2
+            actions = low + share.reshape(-1, *low.shape).astype(np.float32) * (high - low)
+        acting = {name: a for name, a, live in zip(self.names, actions, self.live) if live}
+        self.result = self.env.send(acting) if self.subprocess else self.env.step(acting)
 
     def receive(self) -> Step:
         """The second half of step."""
-        step = self.advance()
-        self.live = step.live
-        return step
-
-    def state(self) -> dict[str, Any]:
-        """The episode so far, for restore."""
-        return {"seed": self.seed, "actions": [action.tolist() for action in self.actions]}
-
-    def restore(self, state: dict[str, Any]) -> Step:
-        """Play again what state holds; returns the last step."""
-        step = self.reset(state["seed"])
-        for action in state["actions"]:
-            step = self.step(np.array(action, np.int64 if self.discrete else np.float32))
-        return step
-
-    def begin(self) -> Step:
-        obs, _ = self.env.reset(seed=self.seed)
-        nothing = dict.fromkeys(self.names, 0.0)
-        return self.pack(obs, nothing, {}, {})
-
-    def advance(self) -> Step:
-        if self.discrete:
-            moves = self.actions[-1] + self.space.start
-        else:
-            low, high = self.space.low, self.space.high
-            share = (np.clip(self.actions[-1], -1, 1) + 1) / 2
-            moves = low + share.reshape(-1, *low.shape).astype(np.float32) * (high - low)
-        acting = {name: move for name, move, live in zip(self.names, moves, self.live) if live}
-        return self.pack(*self.env.step(acting)[:4])
+        result = self.env.receive() if self.subprocess else self.result
+        return self.pack(*result[:4])
 
     def pack(self, obs: dict, reward: dict, terminated: dict, truncated: dict) -> Step:
-        """A Step of what PettingZoo tells by agent."""
-        last_obs = np.zeros((len(self.names), self.obs_size), np.float32)
-        rewards = np.zeros(len(self.names), np.float32)
-        over, cut_off = np.zeros((2, len(self.names)), bool)
+        """What PettingZoo returns by name, as a Step."""
+        before, last_obs = self.live, self.obs.copy()
+        rewards, ends = np.zeros(len(self.names), np.float32), np.zeros(len(self.names), bool)
+        self.live = np.zeros(len(self.names), bool)
         for i, name in enumerate(self.names):
-            if self.live[i]:
-                flat: Any = gym.spaces.flatten(self.env.observation_space(name), obs[name])
+            if name in obs:
+                flat: Any = gym.spaces.flatten(self.obs_spaces[i], obs[name])
                 last_obs[i, : len(flat)] = flat
-                rewards[i], over[i] = reward[name], terminated.get(name, False)
-                # Where both are true, the end of the task counts: nothing more can be earned.
-                cut_off[i] = truncated.get(name, False) and not over[i]
-        live = self.live & ~over & ~cut_off
-        return Step(last_obs * live[:, None], rewards, over, cut_off, live, last_obs)
-
-    def frame(self) -> np.ndarray:
-        """What a camera above sees now: [H, W, 3] uint8."""
-        return self.env.render()
+            if before[i]:
+                rewards[i] = np.asarray(reward.get(name, 0.0)).item()
+                ends[i] = terminated.get(name, False)  # where both are true, this one counts
+            ended = terminated.get(name, False) or truncated.get(name, False)
+            self.live[i] = name in obs and name in self.env.agents and not ended
+        self.obs = last_obs * self.live[:, None]
+        last_obs = last_obs * (before | self.live)[:, None]
+        return Step(self.obs, rewards, ends, before & ~self.live & ~ends, self.live, last_obs)
 
     def metrics(self) -> dict[str, float]:
-        """Figures of the episode besides returns: on the crossing those of METRICS, else none."""
+        """Figures of the episode besides its return, such as the crossing's completion_rate."""
         return self.env.metrics() if hasattr(self.env, "metrics") else {}
-
-    def close(self) -> None:
-        self.env.close()
-
-
-def episode_seed(*numbers: int) -> int:
-    """A seed of 32 bits; other numbers give another one, but for rare chance."""
-    return int(np.random.SeedSequence(numbers).generate_state(1)[0])
-
-
-def make_env(args: Args, film: bool = False) -> MultiAgentEnv:
-    """The environment of --env-id; SMARTS in a process of its own, as the housekeeping says."""
-    return (SubprocessEnv if args.env_id.startswith("smarts/") else MultiAgentEnv)(args, film)
 
 
 class Envs:
-    """num_envs environments side by side, in each of them episode after episode.
+    """The E = num_envs environments of a run side by side."""
 
-    An episode's seed follows from the run's, the number of the process that plays, the
-    environment's and the episode's.
-    """
+    def __init__(self, args: Args) -> None:
+        self.envs = [make_env(args) for _ in range(args.num_envs)]
+        self.steps: dict[int, Step] = {}  # the last one of each environment
 
-    def __init__(self, args: Args, number: int = 0, subprocesses: bool = True) -> None:
-        make = make_env if subprocesses else MultiAgentEnv
-        self.seed = args.seed, number
-        self.envs = [make(args) for _ in range(args.num_envs)]
-        self.episodes = [0] * args.num_envs
-        self.steps = [self.begin(i) for i in range(args.num_envs)]
+    def reset(self, seeds: list[int | None], where: np.ndarray) -> Step:
+        """Begin an episode in the environments where the mask [E] is true."""
+        for i in np.flatnonzero(where).tolist():
+            self.steps[i] = self.envs[i].reset(seeds[i])
+        return self.stack()
 
-    def begin(self, i: int) -> Step:
-        """The first step of environment i's next episode."""
-        self.episodes[i] += 1
-        return self.envs[i].reset(episode_seed(*self.seed, i, self.episodes[i]))
-
-    def part(self, name: str) -> np.ndarray:
-        """A part of the last step of all E environments, [E, N, ...]."""
-        return np.stack([getattr(step, name) for step in self.steps])
-
-    def step(self, action: np.ndarray) -> None:
-        """Act in all of them: [E, N] integers, or [E, N, A] numbers in [-1, 1]."""
-        for env, part in zip(self.envs, action):  # first all are told, then all are waited for
+    def step(self, action: np.ndarray) -> Step:
+        """Act in all environments: [E, N] integers, or [E, N, A] numbers in [-1, 1]."""
+        for env, part in zip(self.envs, action):  # all compute, then all are waited for
             env.send(part)
-        self.steps = [env.receive() for env in self.envs]
+        self.steps = {i: env.receive() for i, env in enumerate(self.envs)}
+        return self.stack()
 
-    def reset(self) -> np.ndarray:
-        """Begin anew where an episode is over; returns where that was, [E] bool."""
-        over = np.logical_not(self.part("live").any(1))
-        for i in np.flatnonzero(over).tolist():
-            self.steps[i] = self.begin(i)
-        return over
-
-    def state(self) -> dict[str, Any]:
-        """How the episodes began, and what was played since; for restore."""
-        return {"episodes": self.episodes, "envs": [env.state() for env in self.envs]}
-
-    def restore(self, state: dict[str, Any]) -> None:
-        """Play again what state holds."""
-        self.episodes = state["episodes"]
-        self.steps = [env.restore(saved) for env, saved in zip(self.envs, state["envs"])]
+    def stack(self) -> Step:
+        return Step(*(np.stack(parts) for parts in zip(*map(self.steps.get, range(len(self.envs))))))
 
     def close(self) -> None:
         for env in self.envs:
-            env.close()
+            env.env.close()
 
 
 # [/shared]
@@ -665,22 +607,14 @@ def train(args: Args, checkpoint: dict[str, Any] | None = None) -> Path:
 
 
 # [shared: agents evaluation]
-METRICS = "completion_rate", "collision_rate", "off_road_rate", "seconds_to_cross"
-
-
 @torch.no_grad()
 def evaluate(
-    policy: Callable[[Tensor], Tensor],
-    env: MultiAgentEnv,
-    args: Args,
-    env_step: int,
-    video_dir: Path,
+    policy: Callable[[Tensor], Tensor], env: MultiAgentEnv, args: Args, env_step: int
 ) -> dict[str, Any]:
     """Play whole episodes with policy ([N, O] -> [N] or [N, A]); returns evaluations.csv's columns.
 
-    An episode's return is the sum of its agents' returns; agent_returns are the means of each.
-    Episodes and draws follow from the step, and from no generator of the training, so that a
-    resumed run is evaluated like one that was never interrupted.
+    An episode's return is the sum of its agents' returns; agent_returns are their means. Episodes
+    and sampled actions depend on the step only, so a resumed run is evaluated like any other.
     """
     returns, lengths, metrics, frames = [], [], [], []
     with torch.random.fork_rng(devices=range(torch.cuda.device_count())):
@@ -688,146 +622,119 @@ def evaluate(
         for episode in range(args.eval_episodes):
             step = env.reset(episode_seed(args.seed, 10_000, env_step, episode))
             episodic_return, length = np.zeros(len(env.names)), 0
-            while step.live.any():
+            while step.live.any() and length < MAX_EPISODE:
                 if args.capture_video and episode == 0:
-                    frames.append(env.frame())
+                    frames.append(env.env.render())
                 step = env.step(policy(to_tensor(step.obs, args.device)).cpu().numpy())
                 episodic_return, length = episodic_return + step.reward, length + 1
             returns.append(episodic_return)
             lengths.append(length)
             metrics.append(env.metrics())
     if frames:
-        prefix = f"step-{env_step}"
-        save_video(frames, str(video_dir), lambda _: True, fps=env.fps, name_prefix=prefix)
-    sums, rates = np.sum(returns, axis=1), {}
-    for name in METRICS:  # SMARTS has these; seconds are not a number where nobody arrived
-        values = [values[name] for values in metrics if not math.isnan(values.get(name, math.nan))]
-        rates[name] = float(np.mean(values)) if values else ""
-    return rates | {
-        "mean_return": float(sums.mean()),
-        "std_return": float(sums.std()),
-        "min_return": float(sums.min()),
-        "max_return": float(sums.max()),
-        "mean_length": float(np.mean(lengths)),
-        "episodes": len(sums),
-        "agent_returns": " ".join(f"{value:.2f}" for value in np.mean(returns, axis=0)),
-    }
+        save_video(frames, env.fps, args, env_step)
+    result: dict[str, Any] = dict(summary(np.sum(returns, axis=1), lengths))
+    result["agent_returns"] = " ".join(f"{mean:.2f}" for mean in np.mean(returns, axis=0))
+    for name in metrics[0]:  # a time is not a number in episodes in which no agent arrived
+        values = [values[name] for values in metrics if not math.isnan(values[name])]
+        result[name] = float(np.mean(values)) if values else ""
+    return result
 
 
 # [/shared]
 # From here on housekeeping: processes, the log, checkpoints, flags. The algorithm ends here.
 
 
-# [shared: agents processes]
-class SubprocessEnv(MultiAgentEnv):
-    """A MultiAgentEnv in a process of its own, started with PYTHONHASHSEED=0.
-
-    SMARTS needs that: without it the order in Python's sets, and so what SMARTS computes, would
-    differ from run to run. And several simulators can run at the same time.
-    """
-
-    def __init__(self, args: Args, film: bool = False) -> None:
-        os.environ["PYTHONHASHSEED"] = "0"  # for processes that begin from now on
-        spawn = multiprocessing.get_context("spawn")
-        self.pipe, theirs = spawn.Pipe()
-        self.process = spawn.Process(target=serve, args=(theirs, args, film), daemon=True)
-        self.process.start()
-        theirs.close()
-        atexit.register(self.close)
-        vars(self).update(self.answer())
-
-    def ask(self, *request: Any) -> None:
-        with contextlib.suppress(BrokenPipeError):  # answer says why
-            self.pipe.send(request)
-
-    def answer(self) -> Any:
-        try:
-            return self.pipe.recv()
-        except (EOFError, ConnectionResetError):
-            self.process.join()
-            if self.process.exitcode in (1, 2):
-                raise SystemExit(self.process.exitcode) from None  # it has said why
-            fail(f"the simulator's process ended with exit code {self.process.exitcode}", code=1)
-
-    def begin(self) -> Step:
-        self.ask("reset", self.seed)
-        return self.answer()
-
-    def send(self, action: np.ndarray) -> None:
-        super().send(action)
-        self.ask("step", action)
-
-    def advance(self) -> Step:
-        return self.answer()
-
-    def frame(self) -> np.ndarray:
-        self.ask("frame")
-        return self.answer()
-
-    def metrics(self) -> dict[str, float]:
-        self.ask("metrics")
-        return self.answer()
-
-    def close(self) -> None:
-        self.pipe.close()
-        self.process.join()
+# [shared: agents environment]
+def make_env(args: Args, film: bool = False) -> MultiAgentEnv:
+    """The environment of --env-id."""
+    env = make_crossing(args) if args.env_id.startswith("smarts/") else make_parallel(args, film)
+    spaces = [env.action_space(name) for name in env.possible_agents]
+    space, discrete = spaces[0], isinstance(spaces[0], gym.spaces.Discrete)
+    if isinstance(space, gym.spaces.Box) and space.dtype.kind == "f" and space.is_bounded():
+        bounded = (space.low < space.high).all()
+    else:
+        bounded = False
+    if not (discrete or bounded) or any(other != space for other in spaces):
+        kinds = " and ".join(sorted({str(space) for space in spaces}))
+        needs = "one Discrete, or one Box of floats with finite bounds and low < high"
+        fail(f"{args.env_id} has actions {kinds}; all agents need {needs}")
+    if discrete and args.action_type == "continuous":
+        fail(f"{args.env_id} has no continuous actions; leave out --action-type")
+    for name in env.possible_agents:
+        if not env.observation_space(name).is_np_flattenable:
+            kind = env.observation_space(name)
+            fail(f"{args.env_id} has observations {kind}, which do not flatten to a vector")
+    return MultiAgentEnv(env)
 
 
-def serve(pipe: Connection, args: Args, film: bool) -> None:
-    """Run an environment for another process: answer what it asks, until it hangs up."""
-    # Ctrl-C goes to the whole process group and would kill SUMO, while the run must first finish
-    # its step and save.
-    os.setsid()
-    signal.signal(signal.SIGTERM, signal.SIG_IGN)
+def make_crossing(args: Args) -> Any:
+    """The crossing, in a process of its own."""
+    name = args.env_id.removeprefix("smarts/").removesuffix("-v0")
+    folder = Path(__file__).resolve().parent / "scenarios" / name
+    if not (folder / "process.py").exists():
+        known = "smarts/intersection-4lane-v0, from the folder scenarios beside the script"
+        fail(f"cannot make {args.env_id}: there is no {folder}; {SCRIPT} has {known}")
+    sys.path.insert(0, str(folder))
+    rewards = "collision", "off_road", "goal", "progress", "distance"
     try:
-        env = MultiAgentEnv(args, film)
-        facts = "names", "discrete", "action_size", "obs_size", "pixels", "fps"
-        pipe.send({name: getattr(env, name) for name in facts})
-        with contextlib.suppress(EOFError, BrokenPipeError, ConnectionResetError):
-            while True:
-                method, *arguments = pipe.recv()
-                pipe.send(getattr(env, method)(*arguments))
-        env.close()
-    except (RuntimeError, OSError) as error:
-        fail(f"{args.env_id}: {error}", code=1)
+        return importlib.import_module("process").CrossingProcess(
+            continuous=args.action_type == "continuous",
+            rewards=tuple(getattr(args, f"{reward}_reward") for reward in rewards),
+            **{name: getattr(args, name) for name in ("traffic", "turn", "image", "horizon")},
+        )
+    except ChildProcessError as error:
+        fail(f"cannot make {args.env_id}: {error}; pip install -r requirements-smarts.txt")
 
 
 def make_parallel(args: Args, film: bool) -> Any:
-    """The environment of --env-id as PettingZoo has it; fails if there is none."""
-    continuous = args.action_type == "continuous"
-    if args.env_id.startswith("smarts/"):
-        scenario = args.env_id.removeprefix("smarts/").removesuffix("-v0")
-        path = Path(__file__).parent / "scenarios" / scenario / "crossing.py"
-        if not path.exists():
-            known = "smarts/intersection-4lane-v0, from the folder scenarios/ beside it"
-            fail(f"cannot make {args.env_id}: there is no {path}; {SCRIPT}.py has {known}")
-        sys.path.insert(0, str(path.parent))
-        try:
-            module = importlib.import_module("crossing")
-        except ImportError as error:
-            fail(f"{args.env_id}: {error}; pip install -r requirements-smarts.txt")
-        for_driving = args.progress_reward, args.distance_reward
-        rewards = args.collision_reward, args.off_road_reward, args.goal_reward, *for_driving
-        world = args.traffic, args.turn, args.image, args.horizon
-        return module.Crossing(continuous, *world, rewards)
+    """An environment of PettingZoo: package/name is the module that has its parallel_env."""
     package, _, name = args.env_id.replace("/", ".").rpartition(".")
     mode = {"render_mode": "rgb_array"} if film else {}
     try:
         make = importlib.import_module(f"{package}.{name}").parallel_env
         try:  # MPE has both kinds of actions
-            return make(continuous_actions=continuous, **mode)
+            return make(continuous_actions=args.action_type == "continuous", **mode)
         except TypeError:
             return make(**mode)
     except (ImportError, AttributeError, TypeError, ValueError) as error:
         near = ""
         with contextlib.suppress(ImportError, AttributeError, ValueError):
             modules = pkgutil.iter_modules(importlib.import_module(package).__path__)
-            near = "".join(difflib.get_close_matches(name, [m.name for m in modules], n=1))
+            names = [module.name for module in modules if module.name != name]
+            near = "".join(difflib.get_close_matches(name, names, n=1))
             near = near and f"; did you mean {package}/{near}?"
         fail(
-            f"cannot make {args.env_id}: {error}{near} (it takes package/name as in "
-            "mpe2/simple_spread_v3; pip install -r requirements-smarts.txt installs that one)"
+            f"cannot make {args.env_id}: {error}{near} (it takes package/name, as in "
+            "mpe2/simple_spread_v3, which pip install -r requirements-smarts.txt installs)"
         )
+
+
+# [/shared]
+# [shared: agents play]
+def play(args: Args, checkpoint: dict[str, Any] | None) -> dict[str, Any]:
+    """Evaluate the policy that --evaluate names."""
+    start_torch(args)
+    env = make_env(args, film=args.capture_video)
+    agent = Agent(env, args).to(args.device)
+    if checkpoint:
+        agent.load_state_dict(checkpoint["agent"])
+    policies: dict[str | None, Callable[[Tensor], Tensor]] = {
+        "random": lambda obs: random_action(env),
+        "keep-lane": lambda obs: torch.zeros(len(env.names), dtype=torch.int64),
+    }
+    policy = policies.get(args.evaluate, agent.eval_action)
+    result = evaluate(policy, env, args, checkpoint["run"]["env_step"] if checkpoint else 0)
+    env.env.close()
+    further = list(result)[list(result).index("agent_returns") :]
+    say("; ".join(f"{name} {result[name]}" for name in further))
+    return result
+
+
+def random_action(env: MultiAgentEnv) -> Tensor:
+    """Uniform random actions [N] or [N, A]."""
+    if env.discrete:
+        return torch.randint(env.action_size, (len(env.names),))
+    return 2 * torch.rand(len(env.names), env.action_size) - 1
 
 
 # [/shared]
@@ -937,16 +844,6 @@ class Logger:
         self.tensorboard.close()
         for file in self.files.values():
             file.close()
-
-
-# [/shared]
-# [shared: agents logger]
-class AgentsLogger(Logger):
-    """A log whose evaluations.csv has the agents' own returns, and SMARTS's rates."""
-
-    COLUMNS = Logger.COLUMNS | {
-        "evaluations": ",".join([Logger.COLUMNS["evaluations"], "agent_returns", *METRICS])
-    }
 
 
 # [/shared]
@@ -1127,31 +1024,6 @@ def play(args: Args, checkpoint: dict[str, Any] | None, path: Path | None) -> No
     print(summary(result))
 
 
-# [shared: agents play]
-def summary(result: dict[str, Any]) -> str:
-    """A line about what evaluate returned."""
-    text = (
-        "return {mean_return:.1f} ± {std_return:.1f} over {episodes:.0f} episodes, from "
-        "{min_return:.1f} to {max_return:.1f}; mean length {mean_length:.0f}; of each agent "
-        "{agent_returns}"
-    ).format(**result)
-    rates = [f"{name} {result[name]:.3f}" for name in METRICS if result[name] != ""]
-    return "; ".join([text, *rates])
-
-
-def floor(name: str, env: MultiAgentEnv) -> Callable[[Tensor], Tensor]:
-    """The policy that acts at random, or the one that only ever keeps its lane."""
-    size = (len(env.names), env.action_size)
-    if name == "keep-lane":
-        if not env.discrete:
-            fail("--evaluate keep-lane needs --action-type lane")
-        return lambda obs: torch.zeros(size[0], dtype=torch.int64)
-    if env.discrete:
-        return lambda obs: torch.randint(size[1], (size[0],))
-    return lambda obs: 2 * torch.rand(size) - 1
-
-
-# [/shared]
 # [shared: main]
 def main() -> None:
     """Read the flags; with --resume or --evaluate, those not given are taken from the run."""

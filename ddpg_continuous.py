@@ -61,6 +61,7 @@ T = TypeVar("T")
 Fixed = Annotated[T, "fixed"]  # a flag that a resumed run cannot change
 Fraction = Annotated[float, Field(ge=0, le=1)]
 Seed = Annotated[int, Field(ge=0, lt=2**31)]
+Baseline = Literal["untrained", "random"]  # policies that need no checkpoint
 
 
 @dataclasses.dataclass
@@ -105,7 +106,7 @@ class Args:
     eval_episodes: PositiveInt = 10  # episodes per evaluation
     stop_at_return: float | None = None  # stop when the last 3 evaluations all reach it
     capture_video: bool = False  # film the first episode of every evaluation
-    evaluate: str | None = None  # evaluate only: a run folder, a .pt file, "untrained" or "random"
+    evaluate: Baseline | Path | None = None  # evaluate only: one of these, a run folder, a .pt file
 
     # Run folder
     run_dir: Path | None = None  # default: runs/{env_id}__{exp_name}__{seed}__{time}
@@ -871,8 +872,8 @@ def read_flags() -> tuple[Args, dict[str, Any] | None]:
     args, checkpoint = tyro.cli(Args), None
     if sum(value is not None for value in (args.resume, args.evaluate, args.run_dir)) > 1:
         fail("give one of --resume, --evaluate and --run-dir: the first two name a run themselves")
-    if args.resume or args.evaluate not in (None, "untrained", "random"):
-        path = Path(args.resume or args.evaluate or "")
+    path = args.resume or args.evaluate
+    if isinstance(path, Path):
         if args.resume or path.suffix != ".pt":
             path /= "checkpoint.pt" if args.resume else "best.pt"
         checkpoint = load_checkpoint(path)

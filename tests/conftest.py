@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import csv
+import gc
 import importlib
 import multiprocessing
 import os
@@ -130,6 +131,21 @@ def as_before() -> Iterator[None]:
 def make_args(script: ModuleType, **changes: Any) -> Any:
     """The script's Args for a small run."""
     return script.Args(**small(script) | changes)
+
+
+def failed(script: ModuleType, args: Any, checkpoint: Any = None) -> Any:
+    """The exit code of a training in this process that ends itself; frees its lock."""
+    code: Any = 0
+    try:
+        script.train(args, checkpoint)
+    except SystemExit as ending:
+        code = ending.code
+    except KeyboardInterrupt:
+        code = "interrupted"
+    for number in SIGNALS:  # its handlers keep it alive
+        signal.signal(number, signal.SIG_DFL)
+    gc.collect()
+    return code
 
 
 def flags(script: ModuleType, **changes: Any) -> list[str]:

@@ -86,18 +86,16 @@ def test_the_run_folder_holds_settings_and_curves(script: ModuleType, finished: 
         "env_step,seconds,mean_return,std_return,min_return,max_return,mean_length,episodes"
     )
     assert headers["losses"].startswith("env_step,seconds,") and len(headers) == 3
-    ends = ["continuous", "atari", "smarts"].index(kind(script))
-    # On Atari at the end of the rollout of 64 steps in which an evaluation falls due.
-    assert evaluations(run_dir) == [*"300 600 900 1000".split()] if ends != 1 else "192 320 512"
-    episodes = [row["env_step"] for row in rows(run_dir / "episodes.csv")]
-    assert (
-        episodes
-        == [
-            [*"200 400 600 800 1000".split()],
-            [*"200 200 400 400".split()],  # two games at a time
-            [str(50 * (i // 2 + 1)) for i in range(40)],  # two at a time, of 25 steps
-        ][ends]
-    )
+    # On Atari at the end of the rollout of 64 steps in which an evaluation falls due; two games or
+    # episodes at a time there and with several agents.
+    steps = {
+        "continuous": ([300, 600, 900, 1000], [200, 400, 600, 800, 1000]),
+        "atari": ([192, 320, 512], [200, 200, 400, 400]),
+        "smarts": ([300, 600, 900, 1000], [50 * (i // 2 + 1) for i in range(40)]),
+    }
+    evaluated, ended = steps[kind(script)]
+    assert evaluations(run_dir) == [str(step) for step in evaluated]
+    assert [int(row["env_step"]) for row in rows(run_dir / "episodes.csv")] == ended
     assert {path.name for path in run_dir.glob("*.pt*")} == {"best.pt", "checkpoint.pt"}
 
 

@@ -280,7 +280,9 @@ def test_numbers_that_are_not_finite_end_the_run_and_are_not_saved(
     args = make_args(script, env_id=f"probes:{probe}-v0", run_dir=tmp_path / "run", **changes)
     code, err = failed(script, args), capfd.readouterr().err
     assert (code, err.count("\n")) == (1, 1), err
-    assert re.match(rf"{script.__name__}: [\w ]*{sentence} is no finite float32; the last", err), err
+    assert re.match(rf"{script.__name__}: [\w ]*{sentence} is no finite float32; the last", err), (
+        err
+    )
     checkpoint = script.load_checkpoint(args.run_dir / "checkpoint.pt")
     assert checkpoint["run"]["env_step"] == 400
     parts = {**checkpoint["agent"], **checkpoint["buffer"]}.values()

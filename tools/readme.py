@@ -90,7 +90,7 @@ def speed() -> str:
 
 TABLES: dict[str, dict[str, Callable[[], str]]] = {
     "README.md": {"scripts": scripts, "scores": selected_scores, "speed": speed},
-    "docs/scores.md": {"scores": all_scores},
+    "docs/scores.md": {"scores": all_scores, "speed": speed},
 }
 
 

@@ -517,6 +517,7 @@ def on_page_markdown(text: str, page: Page, config: MkDocsConfig, files: Files) 
     text = re.sub(r"(<!-- (\w+) -->\n).*?<!-- /\2 -->", r"\1", text, flags=re.S)  # made anew here
     text = text.replace("../benchmark/results/README.md#", "studies.md#")
     text = text.replace("../benchmark/results/README.md", "studies.md#notes")
+    text = re.sub(r"\]\(\.\./(\w+\.py)\)", r"](\1)", text)
     for page_name in absent():  # no links to pages that are not there
         text = re.sub(rf"\[([^]]+)\]\({page_name}[^)]*\)", r"\1", text)
     return re.sub(r"^<!-- include (\S+) -->$", include, text, flags=re.M)

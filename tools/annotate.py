@@ -32,6 +32,7 @@ from pygments.token import STANDARD_TYPES, Token
 
 NOTE = re.compile(r'^<!-- note (?P<name>[a-z0-9-]+) at "(?P<at>.+)" -->\n', re.M)
 SHARED = re.compile(r"# \[shared: (?P<name>[^\]]+)\]")
+HOUSEKEEPING = re.compile(r"(?:# )?(?:Housekeeping:|From here on housekeeping)")
 HEADINGS = ["code", "usage", "flags", "metrics", "results", "paper", "temperature"]  # of pages
 METADATA = ("# /// script", "# ///")  # the first and last line of a block of PEP 723
 
@@ -373,7 +374,7 @@ def listing(
                 while name in taken:
                     name += "-here"
                 taken.add(name)
-                if words.startswith("From here on housekeeping"):
+                if HOUSEKEEPING.match(words):
                     name = "housekeeping"
                     anchors.append(Anchor(name, "Housekeeping", 1))
                 parts.append(f'<p id="{name}">{inline(words)}{anchor_link(name)}</p>')

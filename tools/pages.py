@@ -90,9 +90,10 @@ def absent() -> set[str]:
 
 
 def sizes(name: str) -> tuple[int, int]:
-    """Lines to read, and lines of housekeeping behind them."""
+    """The numbers of lines of the algorithm, and of the utilities below it."""
     lines = script(name).lines
-    end = next(i for i, line in enumerate(lines) if line.startswith("# From here on housekeeping"))
+    found = (i for i, line in enumerate(lines) if annotate.HOUSEKEEPING.match(line))
+    end = next(found, len(lines))
     return end, len(lines) - end
 
 
@@ -373,7 +374,7 @@ def script_table() -> str:
                 str(housekeeping),
             ]
         )
-    return table(["script", "what it is", "lines to read", "lines of housekeeping"], rows)
+    return table(["script", "what it is", "algorithm (lines)", "utilities (lines)"], rows)
 
 
 def default_text(source: str) -> str:
@@ -397,9 +398,10 @@ def flag_tables(name: str) -> str:
             if flag.group != group:
                 continue
             word = flag.name.replace("_", "-")
-            shown = f"--{word}" + (f", --no-{word}" if flag.kind == "bool" else "")
-            literal = flag.kind.startswith("Literal") and flag.kind.endswith("]")
-            choices = re.findall(r"'([^']+)'", flag.kind) if literal else []
+            kind = re.sub(r"^Fixed\[(.*)\]$", r"\1", flag.kind)
+            shown = f"--{word}" + (f", --no-{word}" if kind == "bool" else "")
+            literal = kind.startswith("Literal") and kind.endswith("]")
+            choices = re.findall(r"'([^']+)'", kind) if literal else []
             comment = annotate.inline(flag.comment)
             if choices:
                 comment = "<code>" + "</code> | <code>".join(choices) + f"</code>: {comment}"
@@ -512,6 +514,10 @@ def on_page_markdown(text: str, page: Page, config: MkDocsConfig, files: Files) 
         return included.strip("\n")
 
     text = annotate.read_notes(text)[0]
+    text = re.sub(r"(<!-- (\w+) -->\n).*?<!-- /\2 -->", r"\1", text, flags=re.S)  # made anew here
+    text = text.replace("../benchmark/results/README.md#", "studies.md#")
+    text = text.replace("../benchmark/results/README.md", "studies.md#notes")
+    text = re.sub(r"\]\(\.\./(\w+\.py)\)", r"](\1)", text)
     for page_name in absent():  # no links to pages that are not there
         text = re.sub(rf"\[([^]]+)\]\({page_name}[^)]*\)", r"\1", text)
     return re.sub(r"^<!-- include (\S+) -->$", include, text, flags=re.M)

@@ -382,7 +382,7 @@ def train(args: Args, checkpoint: dict[str, Any] | None = None) -> Path:
     obs_dim, action_dim = dimensions(eval_env)
     agent = Agent(obs_dim, action_dim, args).to(args.device)
     if not agent.target_entropy < action_dim * math.log(2):  # the entropy of uniform actions
-        fail(f"--target-entropy is {args.target_entropy}; it must be below 0.69 times {action_dim}")
+        fail(f"--target-entropy is {args.target_entropy}; it must be below {0.69 * action_dim:.2f}")
     buffer = ReplayBuffer(obs_dim, action_dim, args).to(args.device)
     run = Run(args, checkpoint, agent=agent, buffer=buffer)
     update = compiled(agent.update, args)

@@ -18,7 +18,6 @@ from __future__ import annotations
 import dataclasses
 import os
 import sys
-from collections.abc import Iterator
 from pathlib import Path
 from typing import Any, Literal
 
@@ -29,7 +28,7 @@ from pydantic import PositiveInt
 from torch import Tensor
 
 import maddpg_smarts as maddpg
-from maddpg_smarts import Agent, Batch, Fixed, MultiAgentEnv, ReplayBuffer, episode_seed
+from maddpg_smarts import Agent, Batch, Fixed, MultiAgentEnv, ReplayBuffer, evaluate
 
 SCRIPT = Path(__file__).stem
 
@@ -46,20 +45,22 @@ class Args(maddpg.Args):
 
 
 class Group(Agent):
-    """The networks of n of the N agents, for a learner; and the target actors of all N."""
+    """The networks of n of the N agents, and the target actors of all N; for a learner.
 
-    def __init__(self, env: MultiAgentEnv, args: Args, members: range) -> None:
+    Its tensors are views of the rows in an Agent of all N: what is loaded here is loaded there.
+    """
+
+    def __init__(self, env: MultiAgentEnv, args: Args, agent: Agent, members: range) -> None:
         super().__init__(env, args)
         self.members = members
         self.identity = nn.Buffer(self.rows(self.identity), persistent=False)
-        for net in self.actor, self.critic, self.target_critic:
-            for param in net.parameters():
-                param.data = self.rows(param.data)
-            for module in net.modules():
-                if isinstance(module, nn.Conv2d):
-                    module.groups = len(members)
-        self.actor_optimizer = maddpg.Adam(self.actor.parameters(), args.actor_learning_rate)
-        self.critic_optimizer = maddpg.Adam(self.critic.parameters(), args.critic_learning_rate)
+        for param, whole in zip(self.parameters(), agent.parameters()):
+            param.data = self.rows(whole.data)
+        for module in self.modules():
+            if isinstance(module, nn.Conv2d):
+                module.groups = len(members)
+        self.target_actor = agent.target_actor
+        load_counters(self, agent.state_dict())
 
     def rows(self, stacked: Tensor) -> Tensor:
         """The members' rows of a tensor [N * k, ...]; k is 1 except in convolutions."""
@@ -75,20 +76,18 @@ class Group(Agent):
             target_param = self.rows(whole) if len(whole) > len(param) else whole
             target_param.lerp_(param, self.tau)
 
-    def pairs(self, agent: Agent) -> Iterator[tuple[Tensor, Tensor]]:
-        """The members' tensors in an Agent of all N, and the same tensors here."""
-        for whole, part in zip(agent.state_dict().values(), self.state_dict().values()):
-            if whole.ndim == 0:  # the optimizers' numbers of steps
-                yield whole, part
-            else:  # of the target actors, the group has all rows
-                yield self.rows(whole), self.rows(part) if len(part) == len(whole) else part
+
+def load_counters(agent: Agent, state: dict[str, Tensor]) -> None:
+    """Load the optimizers' numbers of steps."""
+    counters = {name: value for name, value in state.items() if value.ndim == 0}
+    agent.load_state_dict(counters, strict=False)
 
 
 class Collector:
     """Plays episodes, in a process that Ray starts."""
 
     def __init__(self, agent: Agent, args: Args, number: int) -> None:
-        torch.manual_seed(episode_seed(args.seed, number))
+        torch.manual_seed(maddpg.episode_seed(args.seed, number))
         self.agent, self.envs, self.seed, self.episodes = agent, maddpg.Envs(args), args.seed, 0
         self.number = number
 
@@ -98,7 +97,7 @@ class Collector:
         agent.actor.load_state_dict(actor)
         while len(steps) < 100 or not ended:
             if ended:
-                seed = episode_seed(self.seed, self.number, 0, self.episodes)
+                seed = maddpg.episode_seed(self.seed, self.number, 0, self.episodes)
                 step = self.envs.reset([seed], np.array([True]))
                 self.episodes += 1
             obs, live = step.obs, step.live
@@ -115,14 +114,15 @@ class Learner:
     """Updates a group of agents, in a process that Ray starts."""
 
     def __init__(self, group: Group, args: Args, number: int) -> None:
-        torch.manual_seed(episode_seed(args.seed, number))
+        torch.manual_seed(maddpg.episode_seed(args.seed, number))
         self.group, self.update = group, maddpg.compiled(group.update, args)
 
     def work(self, state: dict[str, Tensor], batch: Batch) -> tuple[dict, Tensor, dict]:
-        """One update: the new state, Bellman errors [n, B], losses."""
+        """One update: the new state but for target actors, Bellman errors [n, B], losses."""
         self.group.load_state_dict(state)
         td_error, losses = self.update(batch)
-        return self.group.state_dict(), td_error, losses
+        new = self.group.state_dict().items()
+        return {k: v for k, v in new if "target_actor" not in k}, td_error, losses
 
 
 class Cluster:
@@ -141,10 +141,8 @@ class Cluster:
     ) -> None:
         self.ray, self.agent, self.buffer, self.args = ray, agent, buffer, args
         n, m = agent.num_agents, args.num_learners
-        self.groups = [Group(env, args, range(n * k // m, n * (k + 1) // m)) for k in range(m)]
-        for group in self.groups:
-            for whole, part in group.pairs(agent):
-                part.copy_(whole)
+        members = [range(n * k // m, n * (k + 1) // m) for k in range(m)]
+        self.groups = [Group(env, args, agent, some) for some in members]
         self.due, self.made = 0, [0] * m  # updates that are due, and that each learner has made
         self.losses: list[dict[str, Tensor]] = [{}] * m  # of each learner's last update
         self.started = buffer.added  # number of the last worker; larger in a resumed run
@@ -174,7 +172,6 @@ class Cluster:
             group, batch = self.groups[number], self.buffer.sample(self.args.batch_size, beta)
             if len(batch.obs) > 1:  # a batch for each agent
                 batch = Batch(*map(group.rows, batch))
-            group.target_actor.load_state_dict(self.agent.target_actor.state_dict())
             self.assign(Learner, number, group.state_dict(), batch, indices=batch.indices)
         steps: list[tuple] = []
         for promise in self.ray.wait(list(self.working), timeout=1.0)[0]:
@@ -202,9 +199,9 @@ class Cluster:
     ) -> None:
         """Take over an update that a learner made."""
         group = self.groups[number]
-        group.load_state_dict(state)
-        for whole, part in group.pairs(self.agent):
-            whole.copy_(part)
+        group.load_state_dict(state, strict=False)
+        load_counters(self.agent, state)
+        group.update_target(group.target_actor, group.actor)
         self.buffer.refresh(indices, td_error, first=group.members.start)
         self.losses[number] = losses
         self.made[number] += 1
@@ -264,9 +261,7 @@ def train(args: Args, checkpoint: dict[str, Any] | None = None) -> Path:
         if updates > run.updates:
             run.updates = updates
             run.log_losses(cluster.mean_losses())
-        run.evaluate_if_due(
-            lambda: maddpg.evaluate(agent.eval_action, eval_env, args, run.env_step)
-        )
+        run.evaluate_if_due(lambda: evaluate(agent.eval_action, eval_env, args, run.env_step))
         run.save_if_due()
 
     ray.shutdown()

@@ -63,7 +63,9 @@ class CrossingProcess:
             error, answer, self.agents = self.pipe.recv()
         except (EOFError, ConnectionResetError):
             code = self.process.wait()
-            raise ChildProcessError(f"the simulator's process ended with exit code {code}") from None
+            raise ChildProcessError(
+                f"the simulator's process ended with exit code {code}"
+            ) from None
         if error:
             raise ChildProcessError(error)
         return answer

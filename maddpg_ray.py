@@ -265,7 +265,7 @@ def train(args: Args, checkpoint: dict[str, Any] | None = None) -> Path:
         run.save_if_due()
 
     ray.shutdown()
-    eval_env.env.close()
+    eval_env.close()
     return run.close()
 
 

@@ -154,8 +154,25 @@ class Args:
             unused = field.name.startswith("per_") and not self.prioritized_replay
             if unused and getattr(self, field.name) != field.default:
                 fail(f"--{field.name.replace('_', '-')} needs --prioritized-replay")
+        check_crossing(self)
 
 
+# [shared: agents step]
+class Step(NamedTuple):
+    """What a step of an environment led to, for its N agents in their fixed order.
+
+    Where E environments step together (Envs, below), every part is [E, N, ...].
+    """
+
+    obs: np.ndarray  # [N, O] float32, what each agent acts on next; zeros where it is not live
+    reward: np.ndarray  # [N] float32
+    terminated: np.ndarray  # [N] bool, the agent's task ended in this step
+    truncated: np.ndarray  # [N] bool, the agent was cut off in this step, as by a time limit
+    live: np.ndarray  # [N] bool, the agent acts next; the episode is over when none does
+    last_obs: np.ndarray  # [N, O], as obs, but not zero where an agent ended in this step
+
+
+# [/shared]
 class StackedLinear(nn.Module):
     """A linear layer for each of n agents, side by side: [n, B, I] -> [n, B, O]."""
 
@@ -185,20 +202,13 @@ class StackedNet(nn.Module):
     all networks can be given once, as [1, B, M, ...].
     """
 
-    def __init__(
-        self,
-        env: MultiAgentEnv,
-        seen: int,
-        action_size: int,
-        hidden_sizes: tuple[int, ...],
-        outputs: int,
-    ) -> None:
+    def __init__(self, env: MultiAgentEnv, seen: int, action_size: int, sizes: list[int]) -> None:
         super().__init__()
         n = len(env.names)
         self.encoder = StackedEye(env, n, seen) if env.pixels else nn.Flatten(2)
         inputs = seen * (env.obs_size - env.pixels + action_size) + (64 if env.pixels else 0)
-        sizes = [inputs, *hidden_sizes, outputs]
-        self.layers = nn.ModuleList(StackedLinear(n, i, o) for i, o in zip(sizes, sizes[1:]))
+        layers = zip([inputs, *sizes], sizes)  # the inputs and outputs of each
+        self.layers = nn.ModuleList(StackedLinear(n, i, o) for i, o in layers)
 
     def forward(self, obs: Tensor, *action: Tensor) -> Tensor:
         # Agent after agent: [n, B, M, O] -> [n, B, M * O]
@@ -297,8 +307,8 @@ class Agent(nn.Module):
         self.temperature, self.output_penalty = args.gumbel_temperature, args.output_penalty
         self.joint = args.critic == "joint"
         seen = n if self.joint else 1
-        self.actor = StackedNet(env, 1, 0, args.actor_hidden_sizes, num_actions)
-        self.critic = StackedNet(env, seen, num_actions, args.critic_hidden_sizes, 1)
+        self.actor = StackedNet(env, 1, 0, [*args.actor_hidden_sizes, num_actions])
+        self.critic = StackedNet(env, seen, num_actions, [*args.critic_hidden_sizes, 1])
         self.target_actor = copy.deepcopy(self.actor).requires_grad_(False)
         self.target_critic = copy.deepcopy(self.critic).requires_grad_(False)
         self.actor_optimizer = Adam(self.actor.parameters(), args.actor_learning_rate)
@@ -341,7 +351,7 @@ class Agent(nn.Module):
 
     @staticmethod
     def gumbel(output: Tensor) -> Tensor:
-        return -(-torch.rand_like(output).log()).log()
+        return -(-torch.rand_like(output).clamp(min=1e-20).log()).log()
 
     def per_agent(self, part: Tensor) -> Tensor:
         """Each agent's own entries in its own batch: [C, B, N, ...] -> [N, B, ...]."""
@@ -429,122 +439,6 @@ class Agent(nn.Module):
             target_param.lerp_(param, self.tau)
 
 
-# [shared: several agents]
-class Step(NamedTuple):
-    """What all N agents got from a step, in the order of the environment's names.
-
-    In Envs every part has one dimension more, [E, N, ...], for E environments.
-    """
-
-    obs: np.ndarray  # [N, O] float32, what each agent acts on next; zeros where it is not live
-    reward: np.ndarray  # [N] float32
-    terminated: np.ndarray  # [N] bool, the agent's task ended in this step
-    truncated: np.ndarray  # [N] bool, the agent was cut off in this step, as by a time limit
-    live: np.ndarray  # [N] bool, the agent acts next; the episode is over when none does
-    last_obs: np.ndarray  # [N, O], as obs, but not zero where an agent ended in this step
-
-
-class MultiAgentEnv:
-    """The N agents of a PettingZoo environment (parallel interface) as arrays of fixed order.
-
-    An agent is live from its first observation until it ends. Otherwise its observation and reward
-    are zero, and its action is ignored. An agent that leaves without notice counts as truncated.
-    Observations that are shorter than another agent's are padded with zeros.
-    """
-
-    def __init__(self, env: Any) -> None:
-        self.env, self.names = env, list(env.possible_agents)
-        self.space: Any = env.action_space(self.names[0])  # that of all agents
-        self.discrete = isinstance(self.space, gym.spaces.Discrete)
-        self.action_size = gym.spaces.flatdim(self.space)  # of a Discrete, its number of actions
-        self.obs_spaces = [env.observation_space(name) for name in self.names]
-        self.obs_size = max(map(gym.spaces.flatdim, self.obs_spaces))
-        self.pixels = getattr(env, "pixels", 0)  # length of the image that ends an observation
-        self.fps = env.metadata.get("render_fps", 10)
-        self.subprocess = hasattr(env, "receive")  # a simulator in a process of its own
-
-    def reset(self, seed: int | None) -> Step:
-        """Begin an episode."""
-        self.obs = np.zeros((len(self.names), self.obs_size), np.float32)
-        self.live = np.zeros(len(self.names), bool)
-        obs, _ = self.env.reset(seed=seed)
-        return self.pack(obs, {}, {}, {})
-
-    def step(self, action: np.ndarray) -> Step:
-        """Act: [N] integers, or [N, A] numbers in [-1, 1]."""
-        self.send(action)
-        return self.receive()
-
-    def send(self, action: np.ndarray) -> None:
-        """The first half of step: simulators in processes of their own compute until receive."""
-        if self.discrete:
-            actions = action + self.space.start
-        else:
-            low, high = self.space.low, self.space.high
-            share = (np.clip(action, -1, 1) + 1) / 2
-            actions = low + share.reshape(-1, *low.shape).astype(np.float32) * (high - low)
-        acting = {name: a for name, a, live in zip(self.names, actions, self.live) if live}
-        self.result = self.env.send(acting) if self.subprocess else self.env.step(acting)
-
-    def receive(self) -> Step:
-        """The second half of step."""
-        result = self.env.receive() if self.subprocess else self.result
-        return self.pack(*result[:4])
-
-    def pack(self, obs: dict, reward: dict, terminated: dict, truncated: dict) -> Step:
-        """What PettingZoo returns by name, as a Step."""
-        before, last_obs = self.live, self.obs.copy()
-        rewards, ends = np.zeros(len(self.names), np.float32), np.zeros(len(self.names), bool)
-        self.live = np.zeros(len(self.names), bool)
-        for i, name in enumerate(self.names):
-            if name in obs:
-                flat: Any = gym.spaces.flatten(self.obs_spaces[i], obs[name])
-                last_obs[i, : len(flat)] = flat
-            if before[i]:
-                rewards[i] = np.asarray(reward.get(name, 0.0)).item()
-                ends[i] = terminated.get(name, False)  # where both are true, this one counts
-            ended = terminated.get(name, False) or truncated.get(name, False)
-            self.live[i] = name in obs and name in self.env.agents and not ended
-        self.obs = last_obs * self.live[:, None]
-        last_obs = last_obs * (before | self.live)[:, None]
-        return Step(self.obs, rewards, ends, before & ~self.live & ~ends, self.live, last_obs)
-
-    def metrics(self) -> dict[str, float]:
-        """Figures of the episode besides its return, such as the crossing's completion_rate."""
-        return self.env.metrics() if hasattr(self.env, "metrics") else {}
-
-
-class Envs:
-    """The E = num_envs environments of a run side by side."""
-
-    def __init__(self, args: Args) -> None:
-        self.envs = [make_env(args) for _ in range(args.num_envs)]
-        self.steps: dict[int, Step] = {}  # the last one of each environment
-
-    def reset(self, seeds: list[int | None], where: np.ndarray) -> Step:
-        """Begin an episode in the environments where the mask [E] is true."""
-        for i in np.flatnonzero(where).tolist():
-            self.steps[i] = self.envs[i].reset(seeds[i])
-        return self.stack()
-
-    def step(self, action: np.ndarray) -> Step:
-        """Act in all environments: [E, N] integers, or [E, N, A] numbers in [-1, 1]."""
-        for env, part in zip(self.envs, action):  # all compute, then all are waited for
-            env.send(part)
-        self.steps = {i: env.receive() for i, env in enumerate(self.envs)}
-        return self.stack()
-
-    def stack(self) -> Step:
-        return Step(
-            *(np.stack(parts) for parts in zip(*map(self.steps.get, range(len(self.envs)))))
-        )
-
-    def close(self) -> None:
-        for env in self.envs:
-            env.env.close()
-
-
-# [/shared]
 def noise_scale(args: Args, env_step: int) -> float:
     """The scale of the noise: noise_start, decayed linearly to noise_end."""
     done = min(env_step / args.noise_decay_steps, 1.0) if args.noise_decay_steps else 0.0
@@ -581,7 +475,7 @@ def train(args: Args, checkpoint: dict[str, Any] | None = None) -> Path:
         action *= torch.from_numpy(live).unsqueeze(2)
         buffer.add(obs, action, step.reward, step.terminated, live, step.last_obs)
         ended = np.logical_not(step.live.any(axis=1))
-        run.step(step.reward.sum(1), ended)
+        run.step(step.reward.sum(axis=1), ended)
 
         # Learn
         interval = args.update_interval
@@ -596,11 +490,10 @@ def train(args: Args, checkpoint: dict[str, Any] | None = None) -> Path:
             run.log_losses(losses)
 
         run.evaluate_if_due(lambda: evaluate(agent.eval_action, eval_env, args, run.env_step))
-        # At the end of all environments' episodes, if they end together
         run.save_if_due(episode_ended=bool(ended.all()))
 
     envs.close()
-    eval_env.env.close()
+    eval_env.close()
     return run.close()
 
 
@@ -805,16 +698,119 @@ class Adam(nn.Module):
 
 
 # [/shared]
+# [shared: several agents]
+class MultiAgentEnv:
+    """The N agents of a PettingZoo environment (parallel interface) as arrays of fixed order.
+
+    An agent is live from its first observation until it ends. Otherwise its observation and reward
+    are zero, and its action is ignored. An agent that leaves without notice counts as truncated.
+    Observations that are shorter than another agent's are padded with zeros.
+    """
+
+    def __init__(self, env: Any) -> None:
+        self.env, self.names = env, list(env.possible_agents)
+        self.space: Any = env.action_space(self.names[0])  # that of all agents
+        self.discrete = isinstance(self.space, gym.spaces.Discrete)
+        self.action_size = gym.spaces.flatdim(self.space)  # of a Discrete, its number of actions
+        self.obs_spaces = [env.observation_space(name) for name in self.names]
+        self.obs_size = max(map(gym.spaces.flatdim, self.obs_spaces))
+        self.pixels = getattr(env, "pixels", 0)  # length of the image that ends an observation
+        self.fps = env.metadata.get("render_fps", 10)
+        self.subprocess = hasattr(env, "receive")  # a simulator in a process of its own
+
+    def reset(self, seed: int | None) -> Step:
+        """Begin an episode."""
+        self.obs = np.zeros((len(self.names), self.obs_size), np.float32)
+        self.live = np.zeros(len(self.names), bool)
+        obs, _ = self.env.reset(seed=seed)
+        return self.pack(obs, {}, {}, {})
+
+    def step(self, action: np.ndarray) -> Step:
+        """Act: [N] integers, or [N, A] numbers in [-1, 1]."""
+        self.send(action)
+        return self.receive()
+
+    def send(self, action: np.ndarray) -> None:
+        """The first half of step: simulators in processes of their own compute until receive."""
+        if self.discrete:
+            actions = action + self.space.start
+        else:
+            low, high = self.space.low, self.space.high
+            share = (np.clip(action, -1, 1) + 1) / 2
+            actions = low + share.reshape(-1, *low.shape).astype(np.float32) * (high - low)
+        acting = {name: a for name, a, live in zip(self.names, actions, self.live) if live}
+        self.result = self.env.send(acting) if self.subprocess else self.env.step(acting)
+
+    def receive(self) -> Step:
+        """The second half of step."""
+        result = self.env.receive() if self.subprocess else self.result
+        return self.pack(*result[:4])
+
+    def pack(self, obs: dict, reward: dict, terminated: dict, truncated: dict) -> Step:
+        """What PettingZoo returns by name, as a Step."""
+        before, last_obs = self.live, self.obs.copy()
+        rewards, ends = np.zeros(len(self.names), np.float32), np.zeros(len(self.names), bool)
+        self.live = np.zeros(len(self.names), bool)
+        for i, name in enumerate(self.names):
+            if name in obs:
+                flat: Any = gym.spaces.flatten(self.obs_spaces[i], obs[name])
+                last_obs[i, : len(flat)] = flat
+            if before[i]:
+                rewards[i] = np.asarray(reward.get(name, 0.0)).item()
+                ends[i] = terminated.get(name, False)  # where both are true, this one counts
+            ended = terminated.get(name, False) or truncated.get(name, False)
+            self.live[i] = name in obs and name in self.env.agents and not ended
+        self.obs = last_obs * self.live[:, None]
+        last_obs = last_obs * (before | self.live)[:, None]
+        return Step(self.obs, rewards, ends, before & ~self.live & ~ends, self.live, last_obs)
+
+    def metrics(self) -> dict[str, float]:
+        """Figures of the episode besides its return, such as the crossing's completion_rate."""
+        return self.env.metrics() if hasattr(self.env, "metrics") else {}
+
+    def close(self) -> None:
+        self.env.close()
+
+
+class Envs:
+    """The E = num_envs environments of a run side by side."""
+
+    def __init__(self, args: Args) -> None:
+        self.envs = [make_env(args) for _ in range(args.num_envs)]
+        self.steps: dict[int, Step] = {}  # the last one of each environment
+
+    def reset(self, seeds: list[int | None], where: np.ndarray) -> Step:
+        """Begin an episode in the environments where the mask [E] is true."""
+        for i in np.flatnonzero(where).tolist():
+            self.steps[i] = self.envs[i].reset(seeds[i])
+        return self.stack()
+
+    def step(self, action: np.ndarray) -> Step:
+        """Act in all environments: [E, N] integers, or [E, N, A] numbers in [-1, 1]."""
+        for env, part in zip(self.envs, action):  # all compute, then all are waited for
+            env.send(part)
+        self.steps = {i: env.receive() for i, env in enumerate(self.envs)}
+        return self.stack()
+
+    def stack(self) -> Step:
+        return Step(
+            *(np.stack(parts) for parts in zip(*map(self.steps.get, range(len(self.envs)))))
+        )
+
+    def close(self) -> None:
+        for env in self.envs:
+            env.close()
+
+
+# [/shared]
 # [shared: agents environment]
 def make_env(args: Args, film: bool = False) -> MultiAgentEnv:
     """The environment of --env-id."""
     env = make_crossing(args) if args.env_id.startswith("smarts/") else make_parallel(args, film)
     spaces = [env.action_space(name) for name in env.possible_agents]
     space, discrete = spaces[0], isinstance(spaces[0], gym.spaces.Discrete)
-    if isinstance(space, gym.spaces.Box) and space.dtype.kind == "f" and space.is_bounded():
-        bounded = (space.low < space.high).all()
-    else:
-        bounded = False
+    floats = isinstance(space, gym.spaces.Box) and space.dtype.kind == "f"
+    bounded = floats and space.is_bounded() and bool((space.low < space.high).all())
     if not (discrete or bounded) or any(other != space for other in spaces):
         kinds = " and ".join(sorted({str(space) for space in spaces}))
         needs = "one Discrete, or one Box of floats with finite bounds and low < high"
@@ -845,6 +841,14 @@ def make_crossing(args: Args) -> Any:
         )
     except ChildProcessError as error:
         fail(f"cannot make {args.env_id}: {error}; pip install -r requirements-smarts.txt")
+
+
+def check_crossing(args: Args) -> None:
+    """Fail if a flag of the crossing is set for another environment."""
+    flags = "traffic turn image horizon collision_reward off_road_reward goal_reward"
+    for name in (flags + " progress_reward distance_reward").split():
+        if not args.env_id.startswith("smarts/") and getattr(args, name) != getattr(Args, name):
+            fail(f"--{name.replace('_', '-')} is for smarts/intersection-4lane-v0 only")
 
 
 def make_parallel(args: Args, film: bool) -> Any:
@@ -879,13 +883,13 @@ def play(args: Args, checkpoint: dict[str, Any] | None) -> dict[str, Any]:
     agent = Agent(env, args).to(args.device)
     if checkpoint:
         agent.load_state_dict(checkpoint["agent"])
-    policies: dict[str | None, Callable[[Tensor], Tensor]] = {
+    policies: dict[Any, Callable[[Tensor], Tensor]] = {
         "random": lambda obs: random_action(env),
         "keep-lane": lambda obs: torch.zeros(len(env.names), dtype=torch.int64),
     }
     policy = policies.get(args.evaluate, agent.eval_action)
     result = evaluate(policy, env, args, checkpoint["run"]["env_step"] if checkpoint else 0)
-    env.env.close()
+    env.close()
     further = list(result)[list(result).index("agent_returns") :]
     say("; ".join(f"{name} {result[name]}" for name in further))
     return result

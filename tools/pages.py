@@ -34,6 +34,8 @@ NEW_PAGE = """# {0}.py
 
 {1}
 
+## Code
+
 <!-- code -->
 
 ## Flags

@@ -18,7 +18,18 @@ from typing import Any
 
 import pytest
 import torch
-from conftest import Run, continuous_only, curves, failed, flags, kind, make_args, rows, weights
+from conftest import (
+    ATARI,
+    Run,
+    continuous_only,
+    curves,
+    failed,
+    flags,
+    kind,
+    make_args,
+    rows,
+    weights,
+)
 from probes import Clock, NanObservationInEvaluation
 from test_house import assert_tensorboard_is_csv
 
@@ -63,12 +74,15 @@ def test_a_run_killed_at_any_instant_leaves_a_whole_checkpoint_and_goes_on_from_
     run_dir = tmp_path / "run"
     writing, path = run_dir / "checkpoint.pt.tmp", run_dir / "checkpoint.pt"
     words, kills = flags(script, run_dir="run", **changes), 0
-    for until in (lambda: path.exists() and writing.exists()), (lambda: age(path) < 1), None:
-        before = saved_step(script, run_dir)
+    for part in "writing", "between", "to the end":
+        before, written = saved_step(script, run_dir), age(path) + time.time()
         run = Run(script, words, tmp_path)
-        if until:
-            wait_for(until, run)
-            time.sleep(0 if writing.exists() else random.Random(script.__name__).uniform(0, 0.3))
+        if part == "writing":
+            wait_for(lambda: path.exists() and writing.exists(), run)
+        elif part == "between":
+            wait_for(lambda: abs(age(path) + time.time() - written) > 0.1, run)  # noqa: B023
+            time.sleep(random.Random(script.__name__).uniform(0, 0.3))
+        if part != "to the end":
             run.send(signal.SIGKILL)
         code, _, err = run.wait()
         kills += code == -signal.SIGKILL
@@ -306,16 +320,30 @@ def test_weights_that_are_not_finite_are_not_saved(
     checkpoint = script.load_checkpoint(tmp_path / "run" / "checkpoint.pt")
     args = script.Args(**checkpoint["args"])
     args.resume, args.total_timesteps = tmp_path / "run", 256
-    load = script.Agent.load_state_dict
+    save_if_due = script.Run.save_if_due
 
-    def ruined(agent: Any, state: Any) -> None:
-        load(agent, state)
-        next(agent.parameters()).data[0] = number
+    def ruin(run: Any, *given: Any, **named: Any) -> None:
+        next(p for p in run.parts["agent"].parameters() if p.dim()).data[0] = number
+        save_if_due(run, *given, **named)
 
-    monkeypatch.setattr(script.Agent, "load_state_dict", ruined)
+    monkeypatch.setattr(script.Run, "save_if_due", ruin)
     code, err = failed(script, args, checkpoint), capsys.readouterr().err
     assert (code, err.count("\n")) == (1, 1) and "is no finite float32" in err, err
     assert (tmp_path / "run" / "checkpoint.pt").read_bytes() == before
+
+
+@pytest.mark.parametrize("script", [*ATARI, "ppo_smarts"], indirect=True)
+def test_a_loss_that_is_not_finite_ends_the_run_and_is_not_saved(
+    script: ModuleType, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """Also where the first loss is finite, and the update ruins the weights."""
+    args = make_args(script, run_dir=tmp_path / "run", learning_rate=1e30, anneal_lr=False)
+    if hasattr(args, "update_epochs"):
+        args.update_epochs = args.num_minibatches = 1
+    code, err = failed(script, args), capsys.readouterr().err
+    assert (code, err.count("\n")) == (1, 1), err
+    assert "is no finite float32; the last checkpoint is kept" in err
+    assert not (args.run_dir / "checkpoint.pt").exists()
 
 
 @continuous_only

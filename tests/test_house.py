@@ -190,7 +190,7 @@ def test_weights_and_biases_gets_each_row_of_the_csv_files_once(tmp_path: Path) 
 
 
 def printed_return(out: str) -> float:
-    match = re.fullmatch(r"return (\S+) \+/- \S+ over \d+ episodes, .*\n", out)
+    match = re.search(r"^return (\S+) \+/- \S+ over \d+ episodes, .*\n\Z", out, re.M)
     assert match, out
     return float(match[1])
 
@@ -336,7 +336,7 @@ BAD: dict[str, list[tuple[dict[str, Any], list[str]]]] = {
 BAD_ANYWHERE: list[tuple[dict[str, Any], list[str]]] = [
     ({"gamma": 2.0}, ["--gamma is 2.0", "less than or equal to 1"]),
     ({"gamma": float("nan")}, ["--gamma is nan"]),
-    ({"num_envs": 0}, ["--num-envs is 0", "greater than 0"]),
+    ({"eval_episodes": 0}, ["--eval-episodes is 0", "greater than 0"]),
     ({"seed": 2**31}, ["--seed is 2147483648", "less than 2147483648"]),
     ({"device": "cuda"}, ["--device", "GPU", "cpu"]),
     ({"resume": "nowhere"}, ["nowhere", "run folder"]),
@@ -345,11 +345,6 @@ BAD_ANYWHERE: list[tuple[dict[str, Any], list[str]]] = [
     ({"evaluate": "nowhere"}, ["nowhere", "run folder"]),
     ({"evaluate": "nowhere.pt"}, ["nowhere.pt"]),
 ]
-CANNOT_CHANGE = {  # flags of a resumed run, and what the sentence names
-    "continuous": ("--layer-norm", "layer_norm False"),
-    "atari": ("--env-id ALE/Breakout-v5", "env_id ALE/Pong-v5"),
-    "smarts": ("--horizon 7", "horizon 400"),
-}
 
 
 def assert_refused(answer: tuple[Any, str, str], *named: str) -> None:
@@ -389,8 +384,7 @@ def test_unusable_run_folders_end_in_one_sentence(
     assert_refused(call(script, *again), folder, "--resume", "--run-dir")
     assert_refused(call(script, "--resume", folder), "finished", "--total-timesteps")
     resume = ["--resume", folder, "--total-timesteps", "2000"]
-    flag, reason = CANNOT_CHANGE[kind(script)]
-    assert_refused(call(script, *resume, *flag.split()), reason, "cannot be changed")
+    assert_refused(call(script, *resume, "--seed", "5"), "seed 1", "cannot be changed")
 
     checkpoint = torch.load(path)
     renamed = {f"old.{name}": weight for name, weight in checkpoint["agent"].items()}

@@ -327,6 +327,7 @@ BAD: dict[str, list[tuple[dict[str, Any], list[str]]]] = {
     ],
     "sac_continuous": [({"init_alpha": 0.0}, ["--init-alpha is 0", "greater than 0"])],
     "ppo_atari": [({"num_minibatches": 3}, ["--num-minibatches", "3", "64"])],
+    "ppo_smarts": [({"num_minibatches": 0}, ["--num-minibatches", "0"])],
     "a2c_lstm_atari": [
         ({"temperature_init": 0.5}, ["--temperature-min", "--temperature-init"]),
         ({"model": "linear", "batch_norm": True}, ["--batch-norm", "--model linear"]),

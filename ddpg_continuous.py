@@ -17,6 +17,7 @@ Expect: a return of 1462 after 1M steps (mean of three seeds)
 
 from __future__ import annotations
 
+import argparse
 import contextlib
 import copy
 import csv
@@ -61,6 +62,7 @@ T = TypeVar("T")
 Fixed = Annotated[T, "fixed"]  # a flag that a resumed run cannot change
 Fraction = Annotated[float, Field(ge=0, le=1)]
 Seed = Annotated[int, Field(ge=0, lt=2**31)]
+Baseline = Literal["untrained", "random"]  # policies that need no checkpoint
 
 
 @dataclasses.dataclass
@@ -75,12 +77,10 @@ class Args:
     actor_hidden_sizes: Fixed[tuple[PositiveInt, ...]] = (256, 256)  # units of each hidden layer
     critic_hidden_sizes: Fixed[tuple[PositiveInt, ...]] = (256, 256)  # units of each hidden layer
     layer_norm: Fixed[bool] = False  # before each ReLU; parameter noise needs it and sets it
-    weights_init: Literal["default", "xavier", "uniform", "orthogonal"] = (
-        "default"  # see init_layer
-    )
-    bias_init: Literal["default", "zeros", "uniform"] = "default"  # see init_layer
+    weights_init: Literal["default", "xavier", "uniform", "orthogonal"] = "default"  # of layers
+    bias_init: Literal["default", "zeros", "uniform"] = "default"  # of layers, see init_layer
 
-    # Learning. Learning rates, gamma and buffer size are RL Zoo's for PyBullet.
+    # Learning. Learning rates, tau, gamma and buffer size are RL Zoo's for PyBullet.
     gamma: Fraction = 0.98  # discount per step; the paper's is 0.99
     tau: Fraction = 0.005  # weight of the online network in each update of its target
     actor_learning_rate: NonNegativeFloat = 7e-4  # of Adam; the paper's is 1e-4
@@ -105,7 +105,7 @@ class Args:
     eval_episodes: PositiveInt = 10  # episodes per evaluation
     stop_at_return: float | None = None  # stop when the last 3 evaluations all reach it
     capture_video: bool = False  # film the first episode of every evaluation
-    evaluate: str | None = None  # evaluate only: a run folder, a .pt file, "untrained" or "random"
+    evaluate: Baseline | Path | None = None  # evaluate only: one of these, a run folder, a .pt file
 
     # Run folder
     run_dir: Path | None = None  # default: runs/{env_id}__{exp_name}__{seed}__{time}
@@ -140,17 +140,20 @@ def make_env(env_id: str, film: bool = False) -> gym.Env:
                 import shimmy  # noqa: F401
         render_mode: dict[str, Any] = {"render_mode": "rgb_array"} if film else {}
         env = gym.make(env_id, disable_env_checker=True, **render_mode)
-    except (gym.error.Error, ImportError) as error:  # names what is near, or missing
+    except (gym.error.Error, ImportError, TypeError) as error:  # names what is near, or missing
         fail(f"cannot make {env_id}: {error} (pip install -r requirements.txt installs everything)")
     space, obs_space = env.action_space, env.observation_space
     if not isinstance(space, gym.spaces.Box) or len(space.shape) != 1 or space.dtype.kind != "f":
         fail(
             f"{env_id} has actions {space}; {SCRIPT} needs a flat Box of floats, as in Pendulum-v1"
         )
-    if not space.is_bounded() or (space.low >= space.high).any():
+    width = space.high.astype(float) - space.low
+    if not ((width > 0) & (width < 1e38)).all():
         fail(f"{env_id} has actions {space}; {SCRIPT} needs finite bounds with low < high")
     if not obs_space.is_np_flattenable:
         fail(f"{env_id} has observations {obs_space}, which do not flatten to a vector")
+    if film:
+        check_video(env, env_id)
     flat_space = gym.spaces.Box(-np.inf, np.inf, (gym.spaces.flatdim(obs_space),), np.float32)
     flatten = lambda obs: np.asarray(gym.spaces.flatten(obs_space, obs), np.float32)  # noqa: E731
     env = gym.wrappers.TransformObservation(env, flatten, flat_space)
@@ -311,8 +314,8 @@ class Agent(nn.Module):
         with torch.no_grad():
             next_action = self.target_actor(batch.next_obs)  # [B, A]
             next_value = self.target_critic(batch.next_obs, next_action)  # [B]
-            # y = r + γ (1 - terminated) Q'(s', μ'(s'))   [B]. A time limit ends an episode but not
-            # the task, so the value of the next observation counts there.
+            # y = r + γ (1 - terminated) Q'(s', μ'(s'))   [B]
+            # A time limit ends an episode but not the task, so the value of s' counts there.
             target = batch.reward + self.gamma * (1 - batch.terminated) * next_value
         return F.mse_loss(self.critic(batch.obs, batch.action), target)
 
@@ -415,6 +418,7 @@ def evaluate(
         obs, _ = env.reset(seed=episode_seed(args.seed, 10_000, env_step, episode))
         episodic_return, length, ended = 0.0, 0, False
         while not ended:
+            check_finite(f"in the evaluation at step {env_step}", observation=obs)
             if args.capture_video and episode == 0:
                 frames.append(env.render())
             action = policy(to_tensor(obs, args.device).unsqueeze(0)).squeeze(0)
@@ -554,7 +558,7 @@ class Run:
         self.env_step = self.updates = self.signal = self.next_losses = 0
         self.episodes = [0] * args.num_envs  # finished episodes of each environment
         self.evaluations: list[float] = []  # mean returns
-        self.next_evaluation, self.seconds, self.wandb_id = args.eval_interval, 0.0, uuid4().hex
+        self.next_evaluation, self.seconds, self.wandb_id = math.inf, 0.0, uuid4().hex
         self.csv_bytes: dict[str, int] = {}  # lengths of the CSV files at the last checkpoint
         self.returns, self.lengths = np.zeros(args.num_envs), np.zeros(args.num_envs, int)
         self.done = self.stopped = self.evaluating = False
@@ -563,10 +567,13 @@ class Run:
             for name, part in parts.items():
                 part.load_state_dict(checkpoint[name])
             torch.set_rng_state(checkpoint["torch_rng"])
+        interval = args.eval_interval
+        due = (self.env_step // interval + 1) * interval
+        self.next_evaluation = min(self.next_evaluation, due)
         self.first_step = self.saved_at = self.env_step
         self.start = time.time() - self.seconds
         self.open_folder()
-        self.tensorboard = SummaryWriter(str(self.folder), purge_step=self.env_step)
+        self.tensorboard = SummaryWriter(str(self.folder), purge_step=self.env_step + 1)
         self.wandb = self.start_wandb() if args.track else None
         hide = None if args.progress else True  # None hides it without a terminal
         total = args.total_timesteps
@@ -588,8 +595,10 @@ class Run:
             self.lock.acquire()
         except filelock.Timeout:
             fail(f"{self.folder} is in use by another process")
-        for path in self.folder.glob("*.csv"):  # drop the rows that the checkpoint does not know
-            os.truncate(path, min(path.stat().st_size, self.csv_bytes.get(path.name, 0)))
+        for name in "episodes.csv", "evaluations.csv", "losses.csv":
+            path = self.folder / name  # without the rows that the checkpoint does not know
+            if path.exists():
+                os.truncate(path, min(path.stat().st_size, self.csv_bytes.get(name, 0)))
         settings = json.dumps(dataclasses.asdict(args), default=str, indent=2)
         (self.folder / "args.json").write_text(settings)
 
@@ -625,10 +634,7 @@ class Run:
 
     def check_finite(self, **quantities: Any) -> None:
         """Exit before a number that is not finite is learnt from or saved."""
-        for name, value in quantities.items():
-            if not np.isfinite(value).all():
-                what = f"{name.replace('_', ' ')} at step {self.env_step} is not finite: {value}"
-                fail(f"{what}; the last checkpoint in {self.folder} is kept", code=1)
+        check_finite(f"after step {self.env_step}", **quantities)
 
     def step(self, reward: np.ndarray, ended: np.ndarray) -> None:
         """Count a step of every environment, and log the episodes that ended with it."""
@@ -638,7 +644,7 @@ class Run:
         self.lengths += 1
         for i in np.flatnonzero(ended):
             row = {"episodic_return": self.returns[i], "episodic_length": self.lengths[i]}
-            self.log("charts", row)
+            self.log(charts=row)
             self.write_row("episodes", row | {"seconds": self.elapsed()})
             self.bar.set_postfix_str(f"return {self.returns[i]:.1f}", refresh=False)
             self.returns[i], self.lengths[i] = 0.0, 0
@@ -652,25 +658,24 @@ class Run:
         if self.env_step >= self.next_losses or self.finished:
             self.next_losses = self.env_step + 1_000
             self.write_row("losses", {"seconds": self.elapsed()} | row)
-            self.log("losses", row)
             steps, seconds = self.env_step - self.first_step, self.elapsed() - self.seconds
-            self.log("charts", {"SPS": steps / seconds})
+            self.log(losses=row, charts={"SPS": steps / max(seconds, 0.01)})
 
     def evaluate_if_due(self, evaluate: Callable[[], dict[str, Any]]) -> None:
         """Log what evaluate returns, and keep the best agent in best.pt."""
         if self.signal or (self.env_step < self.next_evaluation and not self.finished):
             return
-        self.evaluating = True
         with contextlib.suppress(KeyboardInterrupt):  # raised by interrupt
+            self.evaluating = True
             result = evaluate()
-        self.evaluating = False
+            self.evaluating = False
         if self.signal:
             return
         mean, interval = result["mean_return"], self.args.eval_interval
         self.next_evaluation = (self.env_step // interval + 1) * interval
         self.check_finite(evaluation_return=mean)
         self.write_row("evaluations", {"seconds": self.elapsed()} | result)
-        self.log("eval", {f"episodic_{key}": result[f"mean_{key}"] for key in ("return", "length")})
+        self.log(eval={f"episodic_{key}": result[f"mean_{key}"] for key in ("return", "length")})
         score = f"{mean:.1f} +/- {result['std_return']:.1f}"
         say(f"step {self.env_step}, {self.elapsed():.0f} s: evaluation {score}")
         if mean > max(self.evaluations, default=-math.inf):
@@ -689,6 +694,7 @@ class Run:
 
     def save(self, name: str, **parts: Any) -> None:
         """Write a file beside its place, then rename it: a kill leaves the old file or the new."""
+        self.check_finite(weights=[float(p.detach().sum()) for p in parts["agent"].parameters()])
         unset = dict.fromkeys(("resume", "evaluate", "run_dir"))
         self.csv_bytes = {path.name: path.stat().st_size for path in self.folder.glob("*.csv")}
         counters = {counter: getattr(self, counter) for counter in self.COUNTERS.split()}
@@ -699,6 +705,7 @@ class Run:
             "torch_rng": torch.get_rng_state(),
         }
         state |= {part: value.state_dict() for part, value in parts.items()}
+        self.tensorboard.flush()  # so that a killed run has all points up to the checkpoint
         path, temporary = self.folder / name, self.folder / f"{name}.tmp"
         try:
             with temporary.open("wb") as file:
@@ -718,9 +725,9 @@ class Run:
                 writer.writeheader()
             writer.writerow(row)
 
-    def log(self, group: str, values: dict[str, float]) -> None:
+    def log(self, **groups: dict[str, float]) -> None:
         """Send values to TensorBoard, and with --track to Weights & Biases."""
-        tags = {f"{group}/{name}": value for name, value in values.items()}
+        tags = {f"{group}/{name}": row[name] for group, row in groups.items() for name in row}
         for tag, value in tags.items():
             self.tensorboard.add_scalar(tag, value, self.env_step)
         if self.wandb:
@@ -754,6 +761,16 @@ def episode_seed(*numbers: int) -> int:
     return int(np.random.SeedSequence(numbers).generate_state(1)[0])
 
 
+def check_finite(when: str, **quantities: Any) -> None:
+    """Exit before a number is used that is not finite, or beyond what float32 can hold."""
+    for name, value in quantities.items():
+        numbers = np.ravel(value)
+        finite = np.abs(numbers) < np.finfo(np.float32).max  # false for nan
+        if not finite.all():
+            what = f"{name.replace('_', ' ')} {when}: {numbers[~finite][0]} is no finite float32"
+            fail(f"{what}; the last checkpoint is kept", code=1)
+
+
 def summary(returns: Any, lengths: Any) -> dict[str, float]:
     """The columns of evaluations.csv, from the returns and lengths of the episodes."""
     if max(lengths) >= MAX_EPISODE:
@@ -763,10 +780,19 @@ def summary(returns: Any, lengths: Any) -> dict[str, float]:
     return dict(zip(names, map(float, numbers))) | {"episodes": len(returns)}
 
 
+def check_video(env: Any, env_id: str) -> None:
+    """Exit before training if --capture-video cannot work."""
+    try:
+        import moviepy  # noqa: F401
+    except ImportError:
+        fail("--capture-video needs the package moviepy: pip install moviepy")
+    env.reset(seed=0)
+    if np.shape(env.render())[2:] != (3,):
+        fail(f"--capture-video: {env_id} does not render RGB images")
+
+
 def save_video(frames: list, fps: int, args: Args, env_step: int) -> None:
     """Write an episode's frames, [H, W, 3] each, to an MP4 file in the run folder's videos/."""
-    if np.ndim(frames[0]) != 3:
-        fail(f"--capture-video: {args.env_id} does not render RGB images")
     from gymnasium.utils import save_video  # needs moviepy
 
     folder, name = str((args.run_dir or Path()) / "videos"), f"step-{env_step}"
@@ -776,6 +802,7 @@ def save_video(frames: list, fps: int, args: Args, env_step: int) -> None:
 def start_torch(args: Args) -> None:
     """Seed PyTorch, and choose the device and the precision of float32 products."""
     torch.manual_seed(args.seed)
+    np.seterr(over="ignore")  # beyond float32 becomes infinite, which check_finite refuses
     if args.device == "cuda" and not torch.cuda.is_available():
         fail("--device is cuda, but PyTorch finds no GPU here; use --device cpu")
     if args.device == "auto":
@@ -833,7 +860,7 @@ def load_checkpoint(path: Path) -> dict[str, Any]:
     try:
         checkpoint = torch.load(path, map_location="cpu", weights_only=True)
         script = checkpoint["script"]
-    except FileNotFoundError:
+    except (FileNotFoundError, NotADirectoryError):
         fail(f"there is no {path}; give a run folder that holds one, such as runs/Pendulum-v1__...")
     except Exception as error:  # what a damaged or malicious file raises is open-ended
         reason = str(error).split("\n")[0]
@@ -845,13 +872,17 @@ def load_checkpoint(path: Path) -> dict[str, Any]:
 
 def read_flags() -> tuple[Args, dict[str, Any] | None]:
     """The flags, and the checkpoint of --resume or --evaluate, which sets those not given."""
-    args, checkpoint = tyro.cli(Args), None
-    if sum(value is not None for value in (args.resume, args.evaluate, args.run_dir)) > 1:
+    parser = argparse.ArgumentParser(add_help=False, allow_abbrev=False)
+    for flag in "--resume", "--evaluate", "--run-dir":  # read first: they set the others' defaults
+        parser.add_argument(flag)
+    given, _ = parser.parse_known_args()
+    if sum(value is not None for value in vars(given).values()) > 1:
         fail("give one of --resume, --evaluate and --run-dir: the first two name a run themselves")
-    if args.resume or args.evaluate not in (None, "untrained", "random"):
-        path = Path(args.resume or args.evaluate or "")
-        if path.suffix != ".pt":
-            path /= "checkpoint.pt" if args.resume else "best.pt"
+    saved, checkpoint = Args(), None
+    if given.resume or given.evaluate not in (None, *typing.get_args(Baseline)):
+        path = Path(given.resume or given.evaluate)
+        if given.resume or path.suffix != ".pt":
+            path /= "checkpoint.pt" if given.resume else "best.pt"
         checkpoint = load_checkpoint(path)
         try:
             saved = Args(**checkpoint["args"])
@@ -859,13 +890,16 @@ def read_flags() -> tuple[Args, dict[str, Any] | None]:
             fail(f"{path} was written by a version with other flags: {error}")
         if saved.device == "cuda" and not torch.cuda.is_available():
             saved.device = "auto"
-        args = tyro.cli(Args, default=saved)
+    args = tyro.cli(Args, default=saved)
+    if checkpoint:
         for name, hint in typing.get_type_hints(Args, include_extras=True).items():
             before, now = getattr(saved, name), getattr(args, name)
             if args.resume and before != now and "fixed" in typing.get_args(hint):
                 fail(f"{path} has {name} {before}, which cannot be changed")
         if args.resume and checkpoint["run"]["env_step"] >= args.total_timesteps:
             fail(f"{args.resume} is finished; a larger --total-timesteps continues it")
+        if args.evaluate:
+            args.run_dir = path.parent  # for videos
     try:
         TypeAdapter(Args).validate_python(dataclasses.asdict(args))
     except ValidationError as error:

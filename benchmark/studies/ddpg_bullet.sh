@@ -19,7 +19,7 @@ exec benchmark/run.sh --runs-dir "runs/$(basename "$study" .sh)" --script ddpg_c
         --buffer-size 1000000 --actor-learning-rate 1e-5 --critic-learning-rate 1e-5" \
     --setting ddpg_as_td3 "--env-ids Walker2DBulletEnv-v0 \
         --actor-learning-rate 1e-3 --critic-learning-rate 1e-3" \
-    --setting ddpg_as_td3 "--env-ids HalfCheetahBulletEnv-v0 HumanoidBulletEnv-v0 \
+    --setting ddpg_as_td3 "--env-ids HumanoidBulletEnv-v0 \
         --actor-learning-rate 3e-4 --critic-learning-rate 3e-4" \
     --setting ddpg_buffer100k "$hopper --buffer-size 100000" \
     --setting ddpg_buffer1M "$hopper --buffer-size 1000000" \

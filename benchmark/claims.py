@@ -32,13 +32,6 @@ from plot import Array, Run
 
 ROOT = Path(__file__).resolve().parent.parent
 CONFIRMED, CONTRADICTED, UNDECIDED, NOT_RUN = "confirmed", "contradicted", "undecided", "not run"
-STUDIES = {
-    "S1": "DDPG and TD3 on PyBullet's robots",
-    "S2": "A recurrent actor-critic on Atari",
-    "S3": "SAC on DM Control",
-    "S4": "DDPG and exploration noise",
-    "S5": "MADDPG on a SMARTS crossing",
-}
 INTRODUCTION = """\
 # Claims
 
@@ -164,7 +157,9 @@ def decide(row: Row, results: Path) -> tuple[Result, list[Run]]:
         reason = f"no script has {row['needs']} yet" if row["needs"] else ""
         return Result(NOT_RUN, reason or f"no runs of {' and '.join(missing)}"), runs
     limit = min(run.x["steps"][-1] for run in runs)
-    if max(run.x["steps"][0] for run in runs) > limit:
+    if not all(
+        np.any((run.x["steps"] > limit * 2 / 3) & (run.x["steps"] <= limit)) for run in runs
+    ):
         return Result(NOT_RUN, "no steps in common"), runs
     values = [np.array([value(run, measure, limit) for run in those]) for those in found]
     y = np.array(float(name)) if number else values[1]
@@ -212,8 +207,8 @@ def page(rows: list[Row], found: list[Result], pictures: set[str]) -> str:
         cells = f"[{claim}](#{claim.lower()})", overall[claim], tally(verdicts[claim]), sentences
         text.append(f"| {' | '.join(cells)}. |")
     studies = {claim: its[0][0]["study"] for claim, its in parts.items()}
-    for study, title in STUDIES.items():
-        text.append(f"\n## {study}: {title}")
+    for study in dict.fromkeys(studies.values()):
+        text.append(f"\n## {study}")
         for claim in (claim for claim in parts if studies[claim] == study):
             folders = dict.fromkeys(" ".join(row["folder"] for row, _ in parts[claim]).split())
             paths = [f"benchmark/studies/{folder}.sh" for folder in folders]
@@ -236,11 +231,10 @@ def draw(runs: list[Run], path: Path, what: str) -> None:
         group += [run] if run.seed not in [other.seed for other in group] else []
     figure = plot.curves(groups, "steps", [], 0)
     figure.supylabel(what or "return")
-    figure.set_size_inches(figure.get_size_inches() * 0.75)
     for ax in figure.axes:
         ax.set_yscale("log" if what == "alpha" else "linear")
     path.parent.mkdir(parents=True, exist_ok=True)
-    figure.savefig(path, dpi=80, metadata={"Software": None})
+    figure.savefig(path, dpi=64, metadata={"Software": None})
     plot.plt.close(figure)
 
 

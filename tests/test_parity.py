@@ -1,4 +1,4 @@
-"""Runs of Stable-Baselines3 with our settings."""
+"""Runs of Stable-Baselines3 with our settings, and the comparison of two sets of runs."""
 
 from __future__ import annotations
 
@@ -15,9 +15,12 @@ import numpy as np
 import pytest
 import torch
 from conftest import ROOT, rows
+from scipy import stats
 
 sys.path.insert(0, str(ROOT / "benchmark"))
 parity: Any = importlib.import_module("parity")
+compare: Any = importlib.import_module("compare")
+plot: Any = importlib.import_module("plot")
 
 OURS = {"ddpg": "ddpg_continuous", "td3": "td3_continuous", "sac": "sac_continuous"}
 OURS |= {"ppo": "ppo_atari"}
@@ -161,3 +164,75 @@ def test_an_atari_run_evaluates_whole_games(
     assert all(92 <= float(row["mean_length"]) <= 100 for row in evaluations)
     episodes = rows(args.run_dir / "episodes.csv")
     assert len(episodes) == 2 and all(92 <= int(e["episodic_length"]) <= 100 for e in episodes)
+
+
+# The comparison
+
+
+def curve(seed: int, y: list[float], steps: list[int] | None = None) -> Any:
+    x = np.array(steps or [100 * (i + 1) for i in range(len(y))], float)
+    return plot.Run("env", "name", seed, {"steps": x}, np.array(y))
+
+
+def test_one_seed_each_gives_a_difference_without_an_interval() -> None:
+    whole, last = compare.compare([curve(1, [1.0, 2.0, 6.0])], [curve(1, [0.0, 4.0, 2.0])])
+    assert (whole.measure, whole.means, whole.difference.value) == ("whole curve", (3, 2), 1)
+    assert (last.measure, last.means, last.difference.value) == ("last evaluation", (6, 2), 4)
+    assert np.isnan(last.difference.low) and last.verdict == "one seed"
+    assert last.chance.value == 1.0
+
+
+def test_runs_of_unequal_length_are_compared_over_the_steps_that_all_have_reached() -> None:
+    ours = [curve(1, [1.0, 3.0, 100.0]), curve(2, [3.0, 5.0])]
+    theirs = [curve(1, [0.0, 2.0, 50.0, 70.0]), curve(2, [0.0, 0.0])]
+    whole, last = compare.compare(ours, theirs)
+    assert whole.steps == last.steps == 200
+    assert whole.difference.value == (2 + 4) / 2 - (1 + 0) / 2
+    assert last.difference.value == (3 + 5) / 2 - (2 + 0) / 2
+    assert compare.compare([curve(1, [1.0], [100])], [curve(1, [1.0], [300])]) == []
+
+
+def test_the_interval_holds_the_means_of_all_resamples() -> None:
+    """With two seeds a side there are few resamples, so that the quantiles are known.
+
+    A resampled mean of (0, 4) is 0, 2 or 4 with chances 1/4, 1/2, 1/4, and one of (10, 10) is 10:
+    the difference runs from -10 to -6, and both ends have more than 2.5%.
+    """
+    ours, theirs = [curve(1, [0.0]), curve(2, [4.0])], [curve(1, [10.0]), curve(2, [10.0])]
+    whole, _ = compare.compare(ours, theirs)
+    assert tuple(whole.difference) == (-8.0, -10.0, -6.0)
+    assert tuple(whole.chance) == (0.0, 0.0, 0.0)
+    assert whole.verdict == "B is better"
+    assert compare.compare(theirs, ours)[0].verdict == "A is better"
+
+
+def test_the_chance_is_the_share_of_pairs_of_seeds_as_in_mann_whitney_s_u() -> None:
+    a, b = [1.0, 5.0, 3.0], [2.0, 3.0, 0.0]
+    ours, theirs = ([curve(i, [y]) for i, y in enumerate(side)] for side in (a, b))
+    whole, _ = compare.compare(ours, theirs)
+    assert whole.chance.value == pytest.approx(stats.mannwhitneyu(a, b).statistic / 9)
+    assert whole.verdict == "undecided"
+
+
+def test_the_table_has_a_row_for_each_pair_environment_and_measure(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    for env_id, name, y in (("Hopper", "td3", 3), ("Hopper", "sb3_td3", 1), ("Ant", "td3", 9)):
+        folder = tmp_path / "runs" / f"{env_id}__{name}__1"
+        folder.mkdir(parents=True)
+        lines = ["env_step,seconds,mean_return", f"10,1,{y}", f"20,2,{2 * y}"]
+        (folder / "evaluations.csv").write_text("\n".join(lines) + "\n")
+    words = ["compare.py", str(tmp_path / "runs"), "--pair", "td3", "sb3_td3"]
+    monkeypatch.setattr(sys, "argv", [*words, "--out", str(tmp_path / "out.md")])
+    compare.main()
+    text = (tmp_path / "out.md").read_text()
+    assert capsys.readouterr().out == text
+    assert text.splitlines()[2:] == [
+        "| Hopper | td3 | sb3_td3 | 1, 1 | 20 | whole curve | 4.5 | 1.5 | 3.0 | 1.00 | one seed |",
+        "| Hopper | td3 | sb3_td3 | 1, 1 | 20 | last evaluation | 6.0 | 2.0 | 4.0 | 1.00 "
+        "| one seed |",
+    ]
+    monkeypatch.setattr(sys, "argv", [*words, "--pair", "td3", "none"])
+    with pytest.raises(SystemExit, match="2"):
+        compare.main()
+    assert "sb3_td3" in capsys.readouterr().err

@@ -102,12 +102,14 @@ SETTINGS: dict[str, dict[str, Any]] = {
         "greedy_eval": False,
     },
 }
-# What Stable-Baselines3 cannot be given:
-# - DDPG, TD3: it adds exploration noise to the random actions before learning_starts too.
-# - SAC: its log std has no gradient outside of its bounds [-20, 2], and alpha no upper bound.
-# - PPO: with value clipping its loss is that of the clipped value, ours (like OpenAI's) the larger
-#   of the clipped and the unclipped loss. It has no running mean of pixels (--norm-obs): its
-#   networks see pixels / 255, as ours do with --no-norm-obs.
+# Where Stable-Baselines3 differs and has no setting for it:
+# - DDPG, TD3: exploration noise is added to the random actions before learning_starts too.
+# - SAC: the log std has no gradient outside of [-20, 2], the log probability of a squashed action
+#   has 1e-6 inside its logarithm, and alpha has no upper bound.
+# - PPO: with value clipping the loss is that of the clipped value; ours, like OpenAI's, is the
+#   larger of the clipped and the unclipped loss. There is no running mean of pixels (--norm-obs):
+#   the network sees pixels / 255, as ours does with --no-norm-obs. A game begins with 1 to 30
+#   no-ops, with ALE's vector environment, which ours plays, with 0 to 28 behind the fire button.
 COLUMNS = {
     "episodes": "env_step,episodic_return,episodic_length,seconds",
     "evaluations": "env_step,seconds,mean_return,std_return,min_return,max_return,mean_length,"

@@ -7,7 +7,7 @@ rollout, and set to zero where a new game begins. Gradients stay within a rollou
 
     play       T steps of N games: (h, c) = LSTM(s, (h, c)),  a ~ π(a|h); store (s, a, r, V)
     advantage  A = Σ (γλ)^k δ_k,  δ = r + γ (1 - terminated) V(s') - V(s)
-    learn      once, from the LSTM's state before the first step: maximise log π(a|h) A, fit V to A + V
+    learn      once, from the LSTM's first state: maximise log π(a|h) A, and fit V to A + V
 
 Paper:  Mnih et al. 2016, Asynchronous Methods for Deep Reinforcement Learning, arXiv:1602.01783
 Run:    python a2c_lstm_atari.py --env-id ALE/Pong-v5
@@ -158,8 +158,7 @@ class AtariGames:
 class Features(nn.Module):
     """The layers before the LSTM: uint8 frames [B, 4, 84, 84] -> features [B, size].
 
-    linear: one layer, on the difference of the last two frames; cnn: two convolutions; cnn-lstm:
-    three convolutions. The first two models have no LSTM.
+    --model linear is one layer, on the difference of the last two frames. It and cnn have no LSTM.
     """
 
     def __init__(self, args: Args) -> None:

@@ -271,7 +271,9 @@ class Agent(nn.Module):
         super().__init__()
         self.args = args
         self.net = ActorCritic(num_actions, args)
-        self.optimizer = torch.optim.Adam(self.parameters(), args.learning_rate, eps=1e-5)
+        self.optimizer = torch.optim.Adam(
+            self.parameters(), args.learning_rate, eps=1e-5, fused=True
+        )
 
     @torch.no_grad()
     def act(self, obs: Tensor) -> tuple[Tensor, Tensor]:

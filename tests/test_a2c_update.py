@@ -22,7 +22,7 @@ def make_agent(**changes: Any) -> a2c.Agent:
 
 
 def screens(steps: int, games: int) -> Tensor:
-    return torch.randint(0, 256, (steps, games, 4, 84, 84), dtype=torch.uint8)
+    return torch.randint(0, 256, (steps, games, 84, 84, 4), dtype=torch.uint8)
 
 
 def run_net(
@@ -54,7 +54,7 @@ def learn(agent: a2c.Agent, batch: a2c.Batch) -> None:
     """One update, as in train."""
     agent.train()
     agent.step(agent.gradients(agent.net.features(batch.obs), batch)[0])
-    agent.net.features.standardise.update(batch.obs[:, -1])
+    agent.net.features.standardise.update(batch.obs[..., -1])
 
 
 def test_layers_have_the_shapes_of_the_study() -> None:
@@ -82,32 +82,32 @@ def test_the_linear_model_sees_the_difference_of_two_frames() -> None:
     seen: list[Tensor] = []
     features.layers[0].register_forward_hook(lambda m, inputs, out: seen.append(inputs[0]))
     obs = screens(1, 2)
-    features.standardise.update(obs[0, :, -1])
+    features.standardise.update(obs[0, ..., -1])
     features(obs[0])
     frames = obs[0].double()
-    expected = (frames[:, 3] - frames[:, 2]) / features.standardise.std
+    expected = (frames[..., 3] - frames[..., 2]) / features.standardise.std
     torch.testing.assert_close(seen[0], expected.float(), rtol=1e-4, atol=1e-5)
 
 
 def test_pixels_are_centred_and_scaled_by_all_that_was_learnt_from() -> None:
     features, parts = make_agent().net.features, [screens(3, 2) // 2, screens(3, 2) // 4]
     for part in parts:
-        features.standardise.update(part[:, :, -1].flatten(0, 1))
-    played = np.stack(parts)[:, :, :, -1].astype(float)  # the newest of each four frames
+        features.standardise.update(part[..., -1].flatten(0, 1))
+    played = np.stack(parts)[..., -1].astype(float)  # the newest of each four frames
     mean = played.mean((0, 1, 2))
-    obs = screens(1, 2)[0]
+    obs = screens(1, 2)[0].movedim(-1, 1)
     expected = (obs.numpy() - mean) / (played - mean).std()
     np.testing.assert_allclose(features.standardise(obs), expected, rtol=1e-3, atol=1e-4)
 
 
 def test_a_still_background_does_not_matter_unless_asked_for() -> None:
     obs = screens(20, 2) // 3
-    background = torch.randint(0, 120, (84, 84), dtype=torch.uint8)
+    background = torch.randint(0, 120, (84, 84, 1), dtype=torch.uint8)
     for norm_obs in True, False:
         net = make_agent(norm_obs=norm_obs).net.features
         dark, bright = copy.deepcopy(net), copy.deepcopy(net)
-        dark.standardise.update(obs[:, :, -1].flatten(0, 1))
-        bright.standardise.update((obs + background)[:, :, -1].flatten(0, 1))
+        dark.standardise.update(obs[..., -1].flatten(0, 1))
+        bright.standardise.update((obs + background)[..., -1].flatten(0, 1))
         change = (dark(obs[0]) - bright(obs[0] + background)).abs().max()
         assert change < 1e-3 if norm_obs else change > 0.1
         dark.standardise.update(torch.full((9, 84, 84), 7))
@@ -120,7 +120,7 @@ def test_the_memory_s_output_changes_with_the_game_before_anything_is_learnt() -
     games.begin(1)
     agent = a2c.Agent(games.num_actions, args)
     _, batch = next(chunks(agent, games, args))
-    agent.net.features.standardise.update(batch.obs[:, -1])
+    agent.net.features.standardise.update(batch.obs[..., -1])
     with torch.no_grad():
         features = agent.net.features(batch.obs).unflatten(0, (100, 8))
         output = agent.net.remember(features, batch.begins, batch.state)[0].unflatten(0, (100, 8))
@@ -189,14 +189,14 @@ class FakeGames(a2c.AtariGames):
         # no super().__init__(): there is no game behind
         self.num_envs, self.t = num_envs, np.zeros(num_envs, int)
         self.cue = np.zeros(num_envs, int)
-        self.obs = torch.zeros(num_envs, 4, 84, 84, dtype=torch.uint8)
+        self.obs = torch.zeros(num_envs, 84, 84, 4, dtype=torch.uint8)
         self.reset(np.ones(num_envs, bool))
 
     def reset(self, ended: np.ndarray, seeds: np.ndarray | None = None) -> None:
         self.t[ended] = 0
         self.cue[ended] = torch.randint(2, (self.num_envs,)).numpy()[ended]
         self.obs = torch.zeros_like(self.obs)
-        self.obs[torch.as_tensor((self.t == 0) & (self.cue == 1)), 3] = 255
+        self.obs[torch.as_tensor((self.t == 0) & (self.cue == 1)), ..., 3] = 255
 
     def step(self, action: Tensor) -> tuple[np.ndarray, np.ndarray, np.ndarray, np.ndarray]:
         self.t += 1

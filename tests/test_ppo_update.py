@@ -23,7 +23,7 @@ import ppo_atari as ppo
 
 
 def random_batch(size: int, num_actions: int = 6) -> ppo.Batch:
-    obs = torch.randint(0, 256, (size, 4, 84, 84), dtype=torch.uint8)
+    obs = torch.randint(0, 256, (size, 84, 84, 4), dtype=torch.uint8)
     action = torch.randint(num_actions, (size,))
     log_prob = -1.8 + 0.3 * torch.randn(size)
     value, advantage, returns = torch.randn(3, size)
@@ -72,7 +72,7 @@ class FakeGames(ppo.AtariGames):
         self.look()
 
     def look(self) -> None:
-        self.obs = torch.zeros(self.num_envs, 4, 84, 84, dtype=torch.uint8)
+        self.obs = torch.zeros(self.num_envs, 84, 84, 4, dtype=torch.uint8)
         for n in range(self.num_envs):
             self.obs[n] = 10 * int(self.t - self.begun[n]) + n
 
@@ -141,14 +141,14 @@ def test_before_the_first_update_after_a_rollout_every_ratio_is_1() -> None:
 
 
 def test_a_still_background_does_not_matter_unless_asked_for() -> None:
-    obs = torch.randint(0, 80, (30, 4, 84, 84), dtype=torch.uint8)
-    background = torch.randint(0, 120, (84, 84), dtype=torch.uint8)
+    obs = torch.randint(0, 80, (30, 84, 84, 4), dtype=torch.uint8)
+    background = torch.randint(0, 120, (84, 84, 1), dtype=torch.uint8)
     for norm_obs in True, False:
         net = ppo.Agent(6, make_args(ppo, norm_obs=norm_obs)).net
         values = []
         for seen in obs, obs + background:
             copied = copy.deepcopy(net)
-            copied.features.standardise.update(seen[:, -1])
+            copied.features.standardise.update(seen[..., -1])
             values.append(copied(seen)[1])
         change = (values[0] - values[1]).abs()
         assert change.max() < 1e-3 if norm_obs else change.mean() > 1e-2
@@ -163,7 +163,7 @@ def test_training_counts_in_the_newest_screens_of_every_rollout(
         counted.append(newest.clone())
 
     def note(rollout: ppo.Rollout, args: ppo.Args) -> ppo.Batch:
-        played.append(rollout.obs[:, :, 3].flatten(0, 1).clone())
+        played.append(rollout.obs[..., 3].flatten(0, 1).clone())
         return batch(rollout, args)
 
     monkeypatch.setattr(ppo.Rollout, "batch", note)
@@ -252,7 +252,7 @@ def test_one_learning_phase_equals_that_of_stable_baselines3() -> None:
         log_prob = log_probs.gather(1, data.action[:, None])[:, 0] + 0.1 * torch.randn(64)
         data = data._replace(log_prob=log_prob, value=value + 0.1 * torch.randn(64))
     buffer = theirs.rollout_buffer
-    buffer.observations[:, 0] = data.obs.numpy()
+    buffer.observations[:, 0] = data.obs.movedim(-1, 1).numpy()
     buffer.actions[:, 0, 0] = data.action.numpy()
     for name, part in (("log_probs", "log_prob"), ("values", "value"), ("returns", "returns")):
         getattr(buffer, name)[:, 0] = getattr(data, part).numpy()
@@ -338,7 +338,7 @@ for whole in data:
     share = ppo.Batch(*(part.chunk(ranks.size)[ranks.rank] for part in whole))
     share = share._replace(advantage=ppo.normalised(share.advantage, ranks))
     agent.step(ranks.mean(agent.gradients(share)[0]))
-agent.net.features.standardise.update(share.obs[:, -1], ranks.mean)
+agent.net.features.standardise.update(share.obs[..., -1], ranks.mean)
 torch.save(agent.net.state_dict(), f"{sys.argv[3]}/{ranks.size}-{ranks.rank}.pt")
 ranks.close()
 """
@@ -482,7 +482,7 @@ def test_the_maximum_over_two_frames_keeps_the_lasers_of_space_invaders() -> Non
     for _ in range(150):
         frames = [ale.getScreenRGB() for _ in range(4) if ale.act(0) >= 0]
         games.step(torch.tensor([0]))
-        seen = games.obs[0, -1].numpy()
+        seen = games.obs[0, ..., -1].numpy()
         assert np.array_equal(seen, np.maximum(frames[2], frames[3]))
         # The last frame alone lacks what only the one before it shows, between the invaders and
         # the ground: a laser.

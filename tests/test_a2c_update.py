@@ -395,3 +395,78 @@ def test_compiled_features_equal_the_plain_ones_in_acting_and_in_learning(batch_
     if batch_norm:
         norm = agents[1].net.features.layers[1]
         assert norm.num_batches_tracked == 3, "only learning counts"
+
+
+# The training loop
+
+
+def test_the_loop_anneals_resets_and_counts(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Eight chunks of 32 steps in two games that end after 100 steps."""
+    collect, gradients, rmsprop = a2c.Rollout.collect, a2c.Agent.gradients, torch.optim.RMSprop.step
+    rates, norms, temperatures, modes, rollouts = [], [], [], [], []
+    acted: list[tuple[Tensor, ...]] = []
+
+    def note_play(rollout: a2c.Rollout, games: Any, act: Any, args: Any) -> None:
+        def note(*seen: Tensor) -> tuple[Tensor, ...]:
+            acted.append(act(*seen))
+            return acted[-1]
+
+        acted.clear()
+        collect(rollout, games, note, args)
+        rollouts.append(rollout)
+
+    def note_learning(agent: a2c.Agent, features: Tensor, batch: a2c.Batch) -> Any:
+        modes.append(agent.training)
+        temperatures.append(float(agent.temperature))
+        # The policy that learns is the one that played, also behind the resets.
+        logits = agent.net(features, batch.begins, batch.state)[0]
+        log_probs = (logits / agent.temperature).log_softmax(1).unflatten(0, (32, 2))
+        played = iter(acted)
+        for t in range(32):
+            then, *_ = next(p for p in played if torch.equal(p[1], rollouts[-1].value[t]))
+            ratio = (log_probs[t] - then).exp()
+            torch.testing.assert_close(ratio, torch.ones_like(ratio), rtol=0, atol=2e-6)
+        begins.append(batch.begins.clone())
+        overs.append(torch.from_numpy(rollouts[-1].over.copy()))
+        return gradients(agent, features, batch)
+
+    begins: list[Tensor] = []
+    overs: list[Tensor] = []
+
+    def note_step(optimizer: torch.optim.RMSprop) -> None:
+        group = optimizer.param_groups[0]
+        rates.append(group["lr"])
+        norms.append(torch.cat([p.grad.flatten() for p in group["params"]]).norm())
+        rmsprop(optimizer)
+
+    monkeypatch.setattr(a2c.Rollout, "collect", note_play)
+    monkeypatch.setattr(a2c.Agent, "gradients", note_learning)
+    monkeypatch.setattr(torch.optim.RMSprop, "step", note_step)
+    settings = {"temperature_init": 3.0, "temperature_decay_episodes": 4, "max_grad_norm": 1e-3}
+    run_dir = a2c.train(make_args(a2c, run_dir=tmp_path / "run", sticky_actions=0.0, **settings))
+
+    run = a2c.load_checkpoint(run_dir / "checkpoint.pt")["run"]
+    assert run["env_step"] == 512 and run["updates"] == 8 and run["episodes"] == [2, 2]
+    assert rates == pytest.approx([6e-3 * (1 - i / 8) for i in range(8)])
+    assert all(norm <= 1.001e-3 for norm in norms)
+    # Two games end in the fourth chunk, two in the seventh.
+    assert temperatures == pytest.approx([3, 3, 3, 3, 2, 2, 2, 1])
+    assert all(modes)
+    first, over = torch.cat(begins), torch.cat(overs)
+    assert first[0].all() and torch.equal(first[1:], over[:-1]) and first.sum() == 6
+
+
+def test_the_loop_tells_batch_norm_whether_it_acts_or_learns(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    forward, modes = a2c.Features.forward, []
+
+    def note(features: a2c.Features, obs: Tensor) -> Tensor:
+        modes.append((features.training, torch.is_grad_enabled(), len(obs)))
+        return forward(features, obs)
+
+    monkeypatch.setattr(a2c.Features, "forward", note)
+    a2c.train(make_args(a2c, run_dir=tmp_path / "run", batch_norm=True))
+    assert {(True, True, 64), (False, False, 2)} == set(modes), "evaluation has two games as well"

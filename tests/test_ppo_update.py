@@ -9,7 +9,7 @@ import subprocess
 import sys
 from pathlib import Path
 from types import ModuleType
-from typing import Any
+from typing import Any, NamedTuple
 
 import ale_py
 import gymnasium as gym
@@ -551,3 +551,108 @@ def test_a_policy_that_has_moved_too_far_ends_the_learning_phase(
         updates.append(script.load_checkpoint(path)["run"]["updates"])
     # One pass of two, but where the policy has moved by less than float32 can tell.
     assert updates[0] == updates[1] and 0.5 <= updates[2] / updates[0] < 0.6
+
+
+# The training loop
+
+
+class Spied(NamedTuple):
+    """What a short run did: its rollouts, and of every update the batch, rate and gradient."""
+
+    rollouts: list[ppo.Batch]
+    minibatches: list[ppo.Batch]
+    ratios: list[Tensor]
+    rates: list[float]
+    norms: list[Tensor]
+    run: dict[str, Any]
+
+
+def spied_run(monkeypatch: pytest.MonkeyPatch, **changes: Any) -> Spied:
+    """Four rollouts of 64 steps in two games, each used twice in two minibatches."""
+    spied = Spied([], [], [], [], [], {})
+    batch, gradients = ppo.Rollout.batch, ppo.Agent.gradients
+    adam = torch.optim.Adam.step
+
+    def note_rollout(rollout: ppo.Rollout, args: ppo.Args) -> ppo.Batch:
+        spied.rollouts.append(ppo.Batch(*(part.clone() for part in batch(rollout, args))))
+        return batch(rollout, args)
+
+    def note_minibatch(agent: ppo.Agent, batch: ppo.Batch) -> Any:
+        spied.minibatches.append(batch)
+        with torch.no_grad():
+            log_prob = agent.act(batch.obs)[0].gather(1, batch.action[:, None])[:, 0]
+            spied.ratios.append((log_prob - batch.log_prob).exp())
+        return gradients(agent, batch)
+
+    def note_step(optimizer: torch.optim.Adam) -> None:
+        group = optimizer.param_groups[0]
+        spied.rates.append(group["lr"])
+        spied.norms.append(torch.cat([p.grad.flatten() for p in group["params"]]).norm())
+        adam(optimizer)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(ppo.Rollout, "batch", note_rollout)
+        patch.setattr(ppo.Agent, "gradients", note_minibatch)
+        patch.setattr(torch.optim.Adam, "step", note_step)
+        run_dir = ppo.train(make_args(ppo, total_timesteps=256, **changes))
+    spied.run.update(ppo.load_checkpoint(run_dir / "checkpoint.pt")["run"])
+    return spied
+
+
+def test_the_loop_sets_the_rate_shuffles_normalises_and_clips(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    spied = spied_run(monkeypatch, run_dir=tmp_path / "run", max_grad_norm=1e-3)
+    assert spied.run["env_step"] == 256 and spied.run["updates"] == 16
+    assert spied.run["episodes"] == [1, 1]
+    # The learning rate falls with every rollout.
+    assert spied.rates == pytest.approx(
+        [2.5e-4 * left for left in (1, 0.75, 0.5, 0.25) for _ in "1234"]
+    )
+    assert all(norm <= 1.001e-3 for norm in spied.norms)
+    orders = []
+    for i, rollout in enumerate(spied.rollouts):
+        torch.testing.assert_close(spied.ratios[4 * i], torch.ones(32), rtol=0, atol=1e-6)
+        for epoch in 0, 1:
+            parts = spied.minibatches[4 * i + 2 * epoch :][:2]
+            for part in parts:
+                torch.testing.assert_close(
+                    part.advantage.mean(), torch.tensor(0.0), atol=1e-5, rtol=0
+                )
+                torch.testing.assert_close(
+                    part.advantage.std(), torch.tensor(1.0), atol=1e-3, rtol=0
+                )
+            # Every step of the rollout once, in an order that is new each time
+            returns = torch.cat([part.returns for part in parts])
+            assert torch.equal(returns.sort()[0], rollout.returns.sort()[0])
+            orders.append(tuple((returns[:, None] == rollout.returns).float().argmax(1).tolist()))
+    assert len({*orders, tuple(range(64))}) == len(orders) + 1
+
+
+def test_the_loop_leaves_out_what_is_switched_off(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    off = {"anneal_lr": False, "norm_advantage": False, "max_grad_norm": 1e9}
+    spied = spied_run(monkeypatch, run_dir=tmp_path / "run", **off)
+    assert set(spied.rates) == {2.5e-4} and max(spied.norms) > 0.01
+    learnt = torch.cat([part.advantage for part in spied.minibatches[:2]])
+    assert torch.equal(learnt.sort()[0], spied.rollouts[0].advantage.sort()[0])
+
+
+def test_a_resumed_run_has_the_optimizer_and_the_rate_of_its_flags(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    run_dir = ppo.train(make_args(ppo, run_dir=tmp_path / "run", total_timesteps=128))
+    checkpoint = ppo.load_checkpoint(run_dir / "checkpoint.pt")
+    rates, moments = [], []
+
+    def note_step(optimizer: torch.optim.Adam) -> None:
+        rates.append(optimizer.param_groups[0]["lr"])
+        moments.append([state["exp_avg"].clone() for state in optimizer.state.values()])
+
+    monkeypatch.setattr(torch.optim.Adam, "step", note_step)
+    changes = {"total_timesteps": 192, "anneal_lr": False, "learning_rate": 1e-3}
+    ppo.train(make_args(ppo, resume=run_dir, **changes), checkpoint)
+    saved = [state["exp_avg"] for state in checkpoint["optimizer"]["state"].values()]
+    assert all(torch.equal(*pair) for pair in zip(moments[0], saved, strict=True))
+    assert set(rates) == {1e-3}

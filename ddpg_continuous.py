@@ -554,13 +554,15 @@ class Run:
     parts are the objects whose state_dict a checkpoint holds; "agent" is one of them.
     """
 
-    COUNTERS = "env_step updates episodes evaluations next_evaluation seconds csv_bytes wandb_id"
+    COUNTERS = """env_step updates episodes evaluations next_evaluation losses next_losses seconds
+        csv_bytes wandb_id"""
 
     def __init__(self, args: Args, checkpoint: dict[str, Any] | None, **parts: Any) -> None:
         self.args, self.parts = args, parts
         self.env_step = self.updates = self.signal = self.next_losses = 0
         self.episodes = [0] * args.num_envs  # finished episodes of each environment
         self.evaluations: list[float] = []  # mean returns
+        self.losses: dict[str, float] = {}  # the newest of each
         self.next_evaluation, self.seconds, self.wandb_id = math.inf, 0.0, uuid4().hex
         self.csv_bytes: dict[str, int] = {}  # lengths of the CSV files at the last checkpoint
         self.returns, self.lengths = np.zeros(args.num_envs), np.zeros(args.num_envs, int)
@@ -655,14 +657,14 @@ class Run:
 
     def log_losses(self, losses: dict[str, Tensor]) -> None:
         """Check that the losses are finite, and log them every thousand steps."""
-        row = {name: float(loss) for name, loss in losses.items()}
-        self.check_finite(**row)
+        self.losses |= {name: float(loss) for name, loss in losses.items()}
+        self.check_finite(**self.losses)
         self.next_losses = self.next_losses or self.env_step + 1_000
         if self.env_step >= self.next_losses or self.finished:
             self.next_losses = self.env_step + 1_000
-            self.write_row("losses", {"seconds": self.elapsed()} | row)
+            self.write_row("losses", {"seconds": self.elapsed()} | self.losses)
             steps, seconds = self.env_step - self.first_step, self.elapsed() - self.seconds
-            self.log(losses=row, charts={"SPS": steps / max(seconds, 0.01)})
+            self.log(losses=self.losses, charts={"SPS": steps / max(seconds, 0.01)})
 
     def evaluate_if_due(self, evaluate: Callable[[], dict[str, Any]]) -> None:
         """Log what evaluate returns, and keep the best agent in best.pt."""
@@ -828,16 +830,16 @@ def compiled(function: Callable, args: Args) -> Callable:
         # No checks for changed modules: all that changes in them are tensors, which are inputs.
         "guard_filter_fn": torch.compiler.skip_guard_on_all_nn_modules_unsafe,
     }
-    try:
-        # A copy: torch.compile removes guard_filter_fn from the options that it is given
+    try:  # a copy of the options, since torch.compile removes guard_filter_fn from them
         torch.compile(torch.sin, options=dict(options))(torch.zeros(1, device=args.device))
     except Exception as error:  # whatever a compiler that does not work here raises
         reason = str(error).strip().split("\n")[0]
         say(f"{SCRIPT}: cannot compile here, so learning is slower: {reason}", sys.stderr)
         return function
     say("compiling at the first use: up to a minute, and a few seconds in later runs")
-    # isolate_recompiles: without those checks, a second agent would run the graph of the first
-    return torch.compile(function, fullgraph=True, isolate_recompiles=True, options=options)
+    # Isolated, since without the checks a second agent would run the graph of the first
+    isolated: dict[str, Any] = {"isolate_recompiles": True}
+    return torch.compile(function, fullgraph=True, options=options, **isolated)
 
 
 def to_tensor(array: np.ndarray, device: str) -> Tensor:

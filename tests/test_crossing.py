@@ -373,7 +373,12 @@ def test_rates_count_how_each_agents_task_ended(env: Any, monkeypatch: pytest.Mo
 def test_keep_lane_keeps_its_lane(monkeypatch: pytest.MonkeyPatch) -> None:
     policies: list[Any] = []
     result = {"agent_returns": ""}
-    monkeypatch.setattr(ppo, "evaluate", lambda *given: [policies.append(given[0]), result][1])
+
+    def evaluate(policy: Any, *rest: Any) -> dict[str, Any]:
+        policies.append(policy)
+        return result
+
+    monkeypatch.setattr(ppo, "evaluate", evaluate)
     monkeypatch.setattr(ppo, "say", lambda _: None)
     env = SimpleNamespace(names=crossing.ARMS, action_size=4, discrete=True, obs_size=7, pixels=0)
     env.close = lambda: None

@@ -7,7 +7,7 @@ rollout, and set to zero where a new game begins. Gradients stay within a rollou
 
     play       T steps of N games: (h, c) = LSTM(s, (h, c)),  a ~ π(a|h); store (s, a, r, V)
     advantage  A = Σ (γλ)^k δ_k,  δ = r + γ (1 - terminated) V(s') - V(s)
-    learn      once, from the LSTM's state before the first step: maximise log π(a|h) A, fit V to A + V
+    learn      once, from the LSTM's first state: maximise log π(a|h) A, and fit V to A + V
 
 Paper:  Mnih et al. 2016, Asynchronous Methods for Deep Reinforcement Learning, arXiv:1602.01783
 Run:    python a2c_lstm_atari.py --env-id ALE/Pong-v5
@@ -130,7 +130,7 @@ class AtariGames:
     A game begins with up to 30 no-ops, and with the fire button where it waits for that.
     """
 
-    obs: Tensor  # [N, 4, 84, 84] uint8; in colour [N, 4, 210, 160, 3]
+    obs: Tensor  # [N, 84, 84, 4] uint8, contiguous; in colour [N, 210, 160, 3, 4]
 
     def __init__(self, args: Args, num_envs: int, colour: bool = False) -> None:
         self.envs = make_envs(args, num_envs, colour)
@@ -145,23 +145,25 @@ class AtariGames:
     def reset(self, ended: np.ndarray, seeds: np.ndarray | None = None) -> None:
         """Begin a new game where ended [N] is true."""
         if ended.any():
-            obs, info = self.envs.reset(seed=seeds, options={"reset_mask": ended})
-            self.obs, self.lives = torch.from_numpy(obs).to(self.device), info["lives"]
+            self.observe(*self.envs.reset(seed=seeds, options={"reset_mask": ended}))
 
     def step(self, action: Tensor) -> tuple[np.ndarray, np.ndarray, np.ndarray, np.ndarray]:
         """Play action [N]; returns the raw reward, terminated, truncated, life_lost, each [N]."""
         lives = self.lives
         obs, reward, terminated, truncated, info = self.envs.step(action.cpu().numpy())
-        self.obs, self.lives = torch.from_numpy(obs).to(self.device), info["lives"]
+        self.observe(obs, info)
         return reward.astype(np.float32), terminated, truncated, self.lives < lives
+
+    def observe(self, obs: np.ndarray, info: dict[str, Any]) -> None:
+        self.obs = torch.from_numpy(obs).to(self.device).movedim(1, -1).contiguous()
+        self.lives = info["lives"]
 
 
 # [/shared]
 class Features(nn.Module):
-    """The layers before the LSTM: uint8 frames [B, 4, 84, 84] -> features [B, size].
+    """The layers before the LSTM: uint8 frames [B, 84, 84, 4] -> features [B, size].
 
-    linear: one layer, on the difference of the last two frames; cnn: two convolutions; cnn-lstm:
-    three convolutions. The first two models have no LSTM.
+    --model linear is one layer, on the difference of the last two frames. It and cnn have no LSTM.
     """
 
     def __init__(self, args: Args) -> None:
@@ -170,21 +172,20 @@ class Features(nn.Module):
         self.difference = args.model == "linear"
         self.size = {"linear": 256, "cnn": 3200, "cnn-lstm": 512}[args.model]
         activation = {"relu": nn.ReLU, "silu": nn.SiLU}[args.activation]
-        layers: list[nn.Module] = []
+        self.layers = nn.Sequential()
         # Channels in and out, kernel, stride, padding -> [B, 16, 21, 21], [.., 10, 10], [.., 4, 4]
         convs = (4, 16, 8, 4, 2), (16, 32, 4, 2, 1), (32, 32, 4, 2, 0)
         for conv in convs[: {"linear": 0, "cnn": 2, "cnn-lstm": 3}[args.model]]:
             norm = [nn.BatchNorm2d(conv[1])] if args.batch_norm else []
-            layers += [orthogonal(nn.Conv2d(*conv)), *norm, activation()]
-        layers.append(nn.Flatten())
+            self.layers.extend([orthogonal(nn.Conv2d(*conv)), *norm, activation()])
+        self.layers.append(nn.Flatten())
         if args.model == "linear":
-            layers += [orthogonal(nn.Linear(84 * 84, 256)), activation()]
-        self.layers = nn.Sequential(*layers)
+            self.layers.extend([orthogonal(nn.Linear(84 * 84, 256)), activation()])
         # Convolutions are several times faster with the channels of a pixel next to each other.
         self.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
 
     def forward(self, obs: Tensor) -> Tensor:
-        x = self.standardise(obs.contiguous(memory_format=torch.channels_last))
+        x = self.standardise(obs.movedim(-1, 1))  # [B, 4, 84, 84], not copied
         return self.layers(x[:, 3] - x[:, 2] if self.difference else x)
 
 
@@ -198,21 +199,20 @@ class ActorCritic(nn.Module):
     def __init__(self, num_actions: int, args: Args) -> None:
         super().__init__()
         self.features = Features(args)
-        self.lstm = nn.LSTM(self.features.size, 256) if args.model == "cnn-lstm" else None
-        size = 256 if self.lstm else self.features.size
+        self.lstm = nn.LSTM(512, 256) if args.model == "cnn-lstm" else nn.Identity()
+        size = 256 if args.model == "cnn-lstm" else self.features.size
         # The small gain makes all actions about equally probable at first.
         self.policy = orthogonal(nn.Linear(size, num_actions), gain=0.01)
         self.value = orthogonal(nn.Linear(size, 1), gain=1.0)
 
     def forward(self, features: Tensor, begins: Tensor, state: Tensor) -> tuple[Tensor, ...]:
         features = features.float()
-        if self.lstm:
+        if isinstance(self.lstm, nn.LSTM):
             features, state = self.remember(features.unflatten(0, begins.shape), begins, state)
         return self.policy(features), self.value(features).squeeze(1), state
 
     def remember(self, features: Tensor, begins: Tensor, state: Tensor) -> tuple[Tensor, Tensor]:
         """The LSTM's outputs [B, 256], with one call for each stretch in which no game begins."""
-        assert self.lstm
         starts = [0, *(1 + begins[1:].any(dim=1).nonzero().flatten()).tolist()]
         outputs: list[Tensor] = []
         for start, end in zip(starts, [*starts[1:], len(features)]):
@@ -225,7 +225,7 @@ class ActorCritic(nn.Module):
 class Batch(NamedTuple):
     """Steps to learn from."""
 
-    obs: Tensor  # [B, 4, 84, 84] uint8
+    obs: Tensor  # [B, 84, 84, 4] uint8
     action: Tensor  # [B]
     advantage: Tensor  # [B]
     returns: Tensor  # [B], the target of the value
@@ -256,7 +256,7 @@ class Rollout:
 
     def __init__(self, num_envs: int, args: Args) -> None:
         shape, device = (args.chunk_size, num_envs), args.device
-        self.obs = torch.zeros(*shape, 4, 84, 84, dtype=torch.uint8, device=device)
+        self.obs = torch.zeros(*shape, 84, 84, 4, dtype=torch.uint8, device=device)
         self.action = torch.zeros(shape, dtype=torch.int64, device=device)
         self.value, self.next_value = torch.zeros(2, *shape, device=device)
         # Carried to the next rollout: the LSTM's state, and whether the next step begins a game
@@ -294,8 +294,7 @@ class Rollout:
         steps = clipped, self.terminated, self.terminated | self.over
         reward, terminated, ended = (to_tensor(step, args.device) for step in steps)
         advantage = advantages(reward, self.value, self.next_value, terminated, ended, args)
-        returns = advantage + self.value
-        parts = self.obs, self.action, advantage, returns
+        parts = self.obs, self.action, advantage, advantage + self.value
         obs, action, advantage, returns = (part.flatten(0, 1) for part in parts)
         return Batch(obs, action, advantage, returns, self.begins[:-1], self.state)
 
@@ -365,7 +364,7 @@ class Agent(nn.Module):
         self.temperature.fill_(first + done * (last - first))
 
     def player(self, num_games: int) -> Callable[[Tensor], Tensor]:
-        """The policy in num_games new games: obs [N, 4, 84, 84] -> logits [N, A]."""
+        """The policy in num_games new games: obs [N, 84, 84, 4] -> logits [N, A]."""
         self.eval()
         state = torch.zeros(2, 1, num_games, 256, device=self.args.device)
         none = torch.zeros(num_games, dtype=torch.bool, device=self.args.device)
@@ -408,7 +407,7 @@ def train(args: Args, checkpoint: dict[str, Any] | None = None) -> Path:
         run.updates += 1
 
         # After learning, which must see the observations as acting did
-        agent.net.features.standardise.update(batch.obs[:, -1])
+        agent.net.features.standardise.update(batch.obs[..., -1])
         losses["temperature"] = agent.temperature
         losses["weight_norm"] = nn.utils.get_total_norm(agent.parameters()).detach()
         run.log_losses(losses)
@@ -440,7 +439,7 @@ def evaluate(policy: Callable[[Tensor], Tensor], args: Args, env_step: int) -> d
         sampled = logits.softmax(1).multinomial(1, generator=generator).squeeze(1)
         action = logits.argmax(1) if args.greedy_eval else sampled
         if args.capture_video and playing[0]:
-            frames.append(camera.obs[0, -1].cpu().numpy())
+            frames.append(camera.obs[0, ..., -1].cpu().numpy())
             camera.step(action[:1])
         reward, terminated, truncated, _ = games.step(action)
         returns += reward * playing

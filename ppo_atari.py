@@ -128,7 +128,7 @@ class AtariGames:
     A game begins with up to 30 no-ops, and with the fire button where it waits for that.
     """
 
-    obs: Tensor  # [N, 4, 84, 84] uint8; in colour [N, 4, 210, 160, 3]
+    obs: Tensor  # [N, 84, 84, 4] uint8, contiguous; in colour [N, 210, 160, 3, 4]
 
     def __init__(self, args: Args, num_envs: int, colour: bool = False) -> None:
         self.envs = make_envs(args, num_envs, colour)
@@ -143,20 +143,23 @@ class AtariGames:
     def reset(self, ended: np.ndarray, seeds: np.ndarray | None = None) -> None:
         """Begin a new game where ended [N] is true."""
         if ended.any():
-            obs, info = self.envs.reset(seed=seeds, options={"reset_mask": ended})
-            self.obs, self.lives = torch.from_numpy(obs).to(self.device), info["lives"]
+            self.observe(*self.envs.reset(seed=seeds, options={"reset_mask": ended}))
 
     def step(self, action: Tensor) -> tuple[np.ndarray, np.ndarray, np.ndarray, np.ndarray]:
         """Play action [N]; returns the raw reward, terminated, truncated, life_lost, each [N]."""
         lives = self.lives
         obs, reward, terminated, truncated, info = self.envs.step(action.cpu().numpy())
-        self.obs, self.lives = torch.from_numpy(obs).to(self.device), info["lives"]
+        self.observe(obs, info)
         return reward.astype(np.float32), terminated, truncated, self.lives < lives
+
+    def observe(self, obs: np.ndarray, info: dict[str, Any]) -> None:
+        self.obs = torch.from_numpy(obs).to(self.device).movedim(1, -1).contiguous()
+        self.lives = info["lives"]
 
 
 # [/shared]
 class Features(nn.Module):
-    """The convolutions of Mnih et al. 2015: uint8 frames [B, 4, 84, 84] -> features [B, 512]."""
+    """The convolutions of Mnih et al. 2015: uint8 frames [B, 84, 84, 4] -> features [B, 512]."""
 
     def __init__(self, args: Args) -> None:
         super().__init__()
@@ -172,15 +175,15 @@ class Features(nn.Module):
             orthogonal(nn.Linear(64 * 7 * 7, 512)),
             nn.ReLU(),
         )
-        # Convolutions are several times faster with the channels of a pixel next to each other.
+        # Convolutions are several times faster with the channels of a pixel side by side in memory.
         self.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
 
     def forward(self, obs: Tensor) -> Tensor:
-        return self.layers(self.standardise(obs.contiguous(memory_format=torch.channels_last)))
+        return self.layers(self.standardise(obs.movedim(-1, 1)))  # [B, 4, 84, 84], not copied
 
 
 class ActorCritic(nn.Module):
-    """Policy and value: frames [B, 4, 84, 84] -> logits of the actions [B, A], value [B]."""
+    """Policy and value: frames [B, 84, 84, 4] -> logits of the actions [B, A], value [B]."""
 
     def __init__(self, num_actions: int, args: Args) -> None:
         super().__init__()
@@ -198,7 +201,7 @@ class ActorCritic(nn.Module):
 class Batch(NamedTuple):
     """Steps to learn from."""
 
-    obs: Tensor  # [B, 4, 84, 84] uint8
+    obs: Tensor  # [B, 84, 84, 4] uint8
     action: Tensor  # [B]
     log_prob: Tensor  # [B], of the action under the policy that played
     value: Tensor  # [B], under that policy
@@ -229,7 +232,7 @@ class Rollout:
 
     def __init__(self, num_envs: int, args: Args) -> None:
         shape, device = (args.num_steps, num_envs), args.device
-        self.obs = torch.zeros(*shape, 4, 84, 84, dtype=torch.uint8, device=device)
+        self.obs = torch.zeros(*shape, 84, 84, 4, dtype=torch.uint8, device=device)
         self.action = torch.zeros(shape, dtype=torch.int64, device=device)
         self.log_prob, self.value, self.next_value = torch.zeros(3, *shape, device=device)
         self.reward = np.zeros(shape, np.float32)  # raw
@@ -273,11 +276,13 @@ class Agent(nn.Module):
         super().__init__()
         self.args = args
         self.net = ActorCritic(num_actions, args)
-        self.optimizer = torch.optim.Adam(self.parameters(), args.learning_rate, eps=1e-5)
+        self.optimizer = torch.optim.Adam(
+            self.parameters(), args.learning_rate, eps=1e-5, fused=True
+        )
 
     @torch.no_grad()
     def act(self, obs: Tensor) -> tuple[Tensor, Tensor]:
-        """Log-probabilities of the actions [N, A] and values [N], given obs [N, 4, 84, 84]."""
+        """Log-probabilities of the actions [N, A] and values [N], given obs [N, 84, 84, 4]."""
         logits, value = self.net(obs)
         return logits.log_softmax(1), value
 
@@ -330,7 +335,7 @@ class Agent(nn.Module):
         self.optimizer.param_groups[0]["lr"] = self.args.learning_rate * left
 
     def player(self, num_games: int) -> Callable[[Tensor], Tensor]:
-        """The policy in num_games new games: obs [N, 4, 84, 84] -> logits [N, A]."""
+        """The policy in num_games new games: obs [N, 84, 84, 4] -> logits [N, A]."""
         return lambda obs: self.net(obs)[0]
 
 
@@ -369,7 +374,7 @@ def train(args: Args, checkpoint: dict[str, Any] | None = None) -> Path:
                 break
 
         # After learning, which must see the observations as acting did
-        agent.net.features.standardise.update(data.obs[:, -1], ranks.mean)
+        agent.net.features.standardise.update(data.obs[..., -1], ranks.mean)
         losses = {name: torch.stack([log[name] for log in logs]).mean() for name in losses}
         unexplained = (data.returns - data.value).var() / data.returns.var().clamp(min=1e-8)
         losses["explained_variance"] = 1 - unexplained
@@ -404,7 +409,7 @@ def evaluate(policy: Callable[[Tensor], Tensor], args: Args, env_step: int) -> d
         sampled = logits.softmax(1).multinomial(1, generator=generator).squeeze(1)
         action = logits.argmax(1) if args.greedy_eval else sampled
         if args.capture_video and playing[0]:
-            frames.append(camera.obs[0, -1].cpu().numpy())
+            frames.append(camera.obs[0, ..., -1].cpu().numpy())
             camera.step(action[:1])
         reward, terminated, truncated, _ = games.step(action)
         returns += reward * playing

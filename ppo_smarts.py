@@ -33,7 +33,7 @@ import signal
 import sys
 import time
 import typing
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Annotated, Any, Literal, NamedTuple, NoReturn, TextIO, TypeVar
 from uuid import uuid4
@@ -89,21 +89,21 @@ class Args:
     hidden_sizes: Fixed[tuple[PositiveInt, ...]] = (64, 64)  # units of each hidden layer
 
     # Learning
-    num_steps: PositiveInt = 1024  # steps of every environment in a rollout
-    num_minibatches: PositiveInt = 8  # minibatches per rollout
+    num_steps: PositiveInt = 1024  # steps of every environment per rollout
+    num_minibatches: PositiveInt = 8  # parts of a rollout; an update learns from one
     update_epochs: PositiveInt = 10  # passes over a rollout
     learning_rate: NonNegativeFloat = 3e-4  # of Adam
     anneal_lr: bool = True  # anneal the learning rate linearly to 0 over the run
     gamma: Fraction = 0.99  # discount per step
-    gae_lambda: Fraction = 0.95  # 0: advantages from one step, biased; 1: from all, noisy
+    gae_lambda: Fraction = 0.95  # 0: advantages from one step, biased; 1: from all, high variance
     reward_scale: NonNegativeFloat = 0.1  # factor of the rewards in learning
-    clip_coef: NonNegativeFloat = 0.2  # range of the ratio about 1 in which the policy gains
-    clip_value_loss: bool = False  # clip the value's change as well, as OpenAI's code does
-    norm_advantage: bool = True  # scale a minibatch's advantages to mean 0, standard deviation 1
+    clip_coef: NonNegativeFloat = 0.2  # the objective is flat where |ratio - 1| exceeds this
+    clip_value_loss: bool = False  # clip the change of the value likewise, as OpenAI's code does
+    norm_advantage: bool = True  # scale advantages to mean 0, standard deviation 1 per minibatch
     entropy_coef: NonNegativeFloat = 0.01  # weight of the entropy bonus
     value_coef: NonNegativeFloat = 0.5  # weight of the value loss
-    max_grad_norm: NonNegativeFloat = 0.5  # largest norm of the gradient of all parameters
-    target_kl: NonNegativeFloat | None = None  # leave a rollout when the policy has moved this far
+    max_grad_norm: NonNegativeFloat = 0.5  # gradients are scaled down to this norm
+    target_kl: NonNegativeFloat | None = None  # skip the epochs left once the policy moved this far
 
     # Evaluation, in a separate environment. An episode's return is the sum over the agents.
     eval_interval: PositiveInt = 10_000  # steps between evaluations
@@ -125,20 +125,16 @@ class Args:
 
     # Machine
     device: Literal["auto", "cpu", "cuda"] = "auto"  # auto: the GPU if there is one
-    compile: bool = True  # compile acting and learning: slow to start, then faster
+    compile: bool = True  # compile acting and learning: up to a minute at the start, then faster
     bfloat16: bool = False  # matrix products in bfloat16: faster, less exact
     torch_deterministic: bool = True  # only deterministic cuDNN kernels
 
     def __post_init__(self) -> None:
-        steps = self.num_steps * self.num_envs
-        if steps % self.num_minibatches:
-            fail(
-                f"--num-minibatches is {self.num_minibatches}, which does not divide {steps} steps"
-            )
-        if self.total_timesteps < steps:
-            fail(
-                f"--total-timesteps is {self.total_timesteps}, less than a rollout of {steps} steps"
-            )
+        steps, parts = self.num_envs * self.num_steps, max(self.num_minibatches, 1)
+        if not self.resume and steps % parts:  # a resumed run has flags that are not known yet
+            fail(f"--num-minibatches is {parts}; it must divide {steps} steps")
+        if not self.resume and self.total_timesteps < steps:
+            fail(f"--total-timesteps is {self.total_timesteps}; a rollout alone has {steps} steps")
         check_crossing(self)
 
 
@@ -160,9 +156,9 @@ class Step(NamedTuple):
 # [/shared]
 # [shared: orthogonal]
 def orthogonal(layer: nn.Conv2d | nn.Linear, gain: float = math.sqrt(2)) -> nn.Module:
-    """The layer, initialised as is usual in on-policy learning; sqrt(2) suits ReLU."""
+    """Initialise a layer as is usual for on-policy learning; sqrt(2) suits a ReLU after it."""
     nn.init.orthogonal_(layer.weight, gain)
-    nn.init.zeros_(layer.bias)  # type: ignore[arg-type]
+    nn.init.constant_(layer.bias, 0.0)  # type: ignore[arg-type]
     return layer
 
 
@@ -219,8 +215,8 @@ class ActorCritic(nn.Module):
 
     def sample(self, policy: Tensor) -> Tensor:
         """Actions sampled from logits or means [B, A]: [B] integers, or [B, A] numbers."""
-        if self.discrete:
-            return policy.softmax(1).multinomial(1).squeeze(1)
+        if self.discrete:  # adding Gumbel noise to logits samples the softmax, and compiles
+            return (policy - torch.rand_like(policy).log().neg().log()).argmax(1)
         return policy + self.log_std.exp() * torch.randn_like(policy)
 
     def mode(self, policy: Tensor) -> Tensor:
@@ -268,24 +264,17 @@ class Batch(NamedTuple):
 
 # [shared: advantages]
 def advantages(
-    reward: Tensor,
-    value: Tensor,
-    next_value: Tensor,
-    terminated: Tensor,
-    ended: Tensor,
-    gamma: float,
-    gae_lambda: float,
+    reward: Tensor, value: Tensor, next_value: Tensor, terminated: Tensor, ended: Tensor, args: Args
 ) -> Tensor:
     """Generalised advantage estimation (Schulman et al. 2016, equation 16), all [T, N].
 
-    next_value is the value of the observation that the action led to: at a time limit that of the
-    last observation, so that rewards after it still count. terminated is 1 where there are none;
-    ended is 1 there and at time limits, so that an episode gets no credit for the next one.
+    next_value is the value of the observation that the action led to, at the end of an episode its
+    last. ended is 1 where an episode was terminated or truncated: there the sum stops.
     """
-    delta = reward + gamma * (1 - terminated) * next_value - value  # δ = r + γ V(s') - V(s)
+    delta = reward + args.gamma * (1 - terminated) * next_value - value  # δ = r + γ V(s') - V(s)
     advantage, later = torch.zeros_like(delta), torch.zeros_like(delta[0])
     for t in reversed(range(len(delta))):
-        later = delta[t] + gamma * gae_lambda * (1 - ended[t]) * later  # A = δ + γ λ A'
+        later = delta[t] + args.gamma * args.gae_lambda * (1 - ended[t]) * later  # A = δ + γ λ A'
         advantage[t] = later
     return advantage
 
@@ -303,7 +292,9 @@ class Agent(nn.Module):
         super().__init__()
         self.args = args
         self.net = ActorCritic(env, args)
-        self.optimizer = Adam(self.net.parameters(), args.learning_rate, eps=1e-5)
+        self.optimizer = torch.optim.Adam(
+            self.parameters(), args.learning_rate, eps=1e-5, fused=True
+        )
 
     @torch.no_grad()
     def act(self, obs: Tensor) -> tuple[Tensor, Tensor]:
@@ -332,14 +323,13 @@ class Agent(nn.Module):
             next_value,
             steps.terminated,
             torch.maximum(steps.terminated, steps.truncated),
-            self.args.gamma,
-            self.args.gae_lambda,
+            self.args,
         )
         parts = *steps[:4], value, advantage, advantage + value
         return Batch(*(part.flatten(0, 1) for part in parts))
 
     def loss(self, batch: Batch) -> tuple[Tensor, dict[str, Tensor]]:
-        """Minus the paper's objective (equation 9) over the live agents, and what to log."""
+        """The negative objective of the paper (equation 9) of live agents, and what to log."""
         policy, value = self.net(batch.obs)
         log_prob, entropies = self.net.log_prob(policy, batch.action)
         entropy = live_mean(entropies, batch.live)
@@ -360,34 +350,35 @@ class Agent(nn.Module):
             error = torch.max(error, (batch.value + change - batch.returns).square())
         value_loss = 0.5 * live_mean(error, batch.live)
 
-        loss = policy_loss - self.args.entropy_coef * entropy + self.args.value_coef * value_loss
-        with torch.no_grad():
-            # An estimate of the Kullback-Leibler divergence that is never negative, with less
-            # variance than the mean of -log r (Schulman 2020, joschu.net/blog/kl-approx.html).
-            approx_kl = live_mean(ratio - 1 - log_ratio, batch.live)
-            clip_fraction = live_mean(((ratio - 1).abs() > clip).float(), batch.live)
+        loss = policy_loss + self.args.value_coef * value_loss - self.args.entropy_coef * entropy
         return loss, {
             "policy_loss": policy_loss.detach(),
             "value_loss": value_loss.detach(),
             "entropy": entropy.detach(),
-            "approx_kl": approx_kl,
-            "clipfrac": clip_fraction,
+            # An estimate of the Kullback-Leibler divergence that is never negative, with less
+            # variance than the mean of -log r (Schulman 2020, joschu.net/blog/kl-approx.html)
+            "approx_kl": live_mean(ratio - 1 - log_ratio, batch.live).detach(),
+            "clipfrac": live_mean(((ratio - 1).abs() > clip).float(), batch.live),
         }
 
-    def update(self, batch: Batch) -> dict[str, Tensor]:
-        """A step of Adam on a minibatch, with the gradient clipped to max_grad_norm."""
-        loss, log = self.loss(batch)
-        params = self.optimizer.params
+    def gradients(self, batch: Batch) -> tuple[list[Tensor], dict[str, Tensor]]:
+        """The gradient of the loss with respect to every parameter, and what to log."""
+        loss, losses = self.loss(batch)
+        params = list(self.parameters())  # without log_std, if actions are discrete: 0 there
         grads = torch.autograd.grad(loss, params, allow_unused=True, materialize_grads=True)
-        norm = torch.stack([grad.square().sum() for grad in grads]).sum().sqrt()
-        scale = (self.args.max_grad_norm / (norm + 1e-6)).clamp(max=1.0)
-        self.optimizer.step([grad * scale for grad in grads])
-        return log
+        return list(grads), losses
 
-    def anneal_lr(self, args: Args, env_step: int) -> None:
-        """Set the learning rate, which falls linearly to 0 at the end of the run."""
-        left = max(1 - env_step / args.total_timesteps, 0.0)
-        self.optimizer.learning_rate.fill_(args.learning_rate * left)
+    def step(self, grads: list[Tensor]) -> None:
+        """A step of the optimizer, with gradients scaled down to a norm of max_grad_norm."""
+        for param, grad in zip(self.parameters(), grads):
+            param.grad = grad
+        nn.utils.clip_grad_norm_(self.parameters(), self.args.max_grad_norm)
+        self.optimizer.step()
+
+    def anneal_lr(self, env_step: int) -> None:
+        """Set the learning rate: constant, or with --anneal-lr falling linearly to 0."""
+        left = max(1 - env_step / self.args.total_timesteps, 0.0) if self.args.anneal_lr else 1.0
+        self.optimizer.param_groups[0]["lr"] = self.args.learning_rate * left
 
 
 def minibatches(batch: Batch, args: Args) -> Iterator[Batch]:
@@ -409,8 +400,8 @@ def train(args: Args, checkpoint: dict[str, Any] | None = None) -> Path:
     start_torch(args)
     envs, eval_env = Envs(args), make_env(args, film=args.capture_video)
     agent = Agent(eval_env, args).to(args.device)
-    run = Run(args, checkpoint, agent=agent)
-    act, update = compiled(agent.act, args), compiled(agent.update, args)
+    run = Run(args, checkpoint, agent=agent, optimizer=agent.optimizer)
+    act, gradients = compiled(agent.act, args), compiled(agent.gradients, args)
     rollout: list[Transition] = []
     ended = np.ones(args.num_envs, bool)  # every environment begins an episode
 
@@ -433,22 +424,20 @@ def train(args: Args, checkpoint: dict[str, Any] | None = None) -> Path:
         ended = np.logical_not(step.live.any(axis=1))
         run.step(step.reward.sum(axis=1), ended)
 
-        # Learn from a whole rollout
+        # Learn from a whole rollout: several epochs, each in newly shuffled minibatches
         if len(rollout) == args.num_steps:
-            if args.anneal_lr:
-                agent.anneal_lr(args, run.env_step - args.num_steps * args.num_envs)
+            agent.anneal_lr(run.env_step - args.num_steps * args.num_envs)
             batch, logs = agent.batch(rollout), []
             for _ in range(args.update_epochs):
                 for minibatch in minibatches(batch, args):
+                    grads, losses = gradients(minibatch)
+                    agent.step(grads)
                     run.updates += 1
-                    logs.append(update(minibatch))
-                if args.target_kl is not None and logs[-1]["approx_kl"] > args.target_kl:
+                    logs.append(losses)
+                if args.target_kl is not None and losses["approx_kl"] > args.target_kl:
                     break
-            losses = {name: torch.stack([log[name] for log in logs]).mean() for name in logs[0]}
-            losses["explained_variance"] = explained_variance(batch)
-            # What the last minibatch did to the weights shows in no loss yet.
-            losses["weight_norm"] = nn.utils.get_total_norm(agent.net.parameters()).detach()
-            run.log_losses(losses)
+            losses = {name: torch.stack([log[name] for log in logs]).mean() for name in losses}
+            run.log_losses(losses | {"explained_variance": explained_variance(batch)})
             rollout.clear()
 
         run.evaluate_if_due(lambda: evaluate(agent.eval_action, eval_env, args, run.env_step))
@@ -481,8 +470,9 @@ def evaluate(
             step = env.reset(episode_seed(args.seed, 10_000, env_step, episode))
             episodic_return, length = np.zeros(len(env.names)), 0
             while step.live.any() and length < MAX_EPISODE:
+                check_finite(f"in the evaluation at step {env_step}", observation=step.obs)
                 if args.capture_video and episode == 0:
-                    frames.append(env.env.render())
+                    frames.append(env.render())
                 step = env.step(policy(to_tensor(step.obs, args.device)).cpu().numpy())
                 episodic_return, length = episodic_return + step.reward, length + 1
             returns.append(episodic_return)
@@ -502,37 +492,6 @@ def evaluate(
 # Housekeeping: environments as arrays, run folder, checkpoints, flags. The algorithm ends here.
 
 
-# [shared: adam]
-class Adam(nn.Module):
-    """Adam (Kingma & Ba 2015, section 2), computing what torch.optim.Adam does.
-
-    Written out so that a whole update compiles to one graph: 1.2 times as fast. Within a graph the
-    step of torch.optim.Adam has no effect (torch 2.13).
-    """
-
-    def __init__(self, params: Iterable[Tensor], learning_rate: float, eps: float = 1e-8) -> None:
-        super().__init__()
-        self.params, self.eps = list(params), eps
-        # A tensor, since a compiled graph would keep a plain number as a constant
-        self.learning_rate = nn.Buffer(torch.tensor(learning_rate), persistent=False)
-        self.m = nn.ParameterList(torch.zeros_like(p) for p in self.params).requires_grad_(False)
-        self.v = nn.ParameterList(torch.zeros_like(p) for p in self.params).requires_grad_(False)
-        self.t = nn.Buffer(torch.zeros(()))
-
-    @torch.no_grad()
-    def step(self, grads: Iterable[Tensor], beta1: float = 0.9, beta2: float = 0.999) -> None:
-        self.t.add_(1)
-        bias1, bias2 = (
-            1 - torch.exp(self.t * math.log(beta)) for beta in (beta1, beta2)
-        )  # 1 - β^t
-        step_size, eps = self.learning_rate * bias2.sqrt() / bias1, self.eps * bias2.sqrt()
-        for p, g, m, v in zip(self.params, grads, self.m, self.v):
-            m.lerp_(g, 1 - beta1)  # m = β1 m + (1 - β1) g
-            v.mul_(beta2).addcmul_(g, g, value=1 - beta2)  # v = β2 v + (1 - β2) g²
-            p.sub_(step_size * m / (v.sqrt() + eps))
-
-
-# [/shared]
 # [shared: several agents]
 class MultiAgentEnv:
     """The N agents of a PettingZoo environment (parallel interface) as arrays of fixed order.
@@ -581,6 +540,7 @@ class MultiAgentEnv:
         result = self.env.receive() if self.subprocess else self.result
         return self.pack(*result[:4])
 
+    @np.errstate(over="ignore")  # beyond float32 is infinite, and check_finite refuses it
     def pack(self, obs: dict, reward: dict, terminated: dict, truncated: dict) -> Step:
         """What PettingZoo returns by name, as a Step."""
         before, last_obs = self.live, self.obs.copy()
@@ -595,9 +555,16 @@ class MultiAgentEnv:
                 ends[i] = terminated.get(name, False)  # where both are true, this one counts
             ended = terminated.get(name, False) or truncated.get(name, False)
             self.live[i] = name in obs and name in self.env.agents and not ended
-        self.obs = last_obs * self.live[:, None]
-        last_obs = last_obs * (before | self.live)[:, None]
+        self.obs = np.where(self.live[:, None], last_obs, np.float32(0))
+        last_obs[~(before | self.live)] = 0.0
         return Step(self.obs, rewards, ends, before & ~self.live & ~ends, self.live, last_obs)
+
+    def render(self) -> np.ndarray:
+        """A picture of the environment [H, W, 3]."""
+        frame = self.env.render()
+        if np.ndim(frame) != 3:
+            fail(f"--capture-video: the environment does not render RGB images, but {type(frame)}")
+        return frame
 
     def metrics(self) -> dict[str, float]:
         """Figures of the episode besides its return, such as the crossing's completion_rate."""
@@ -612,7 +579,7 @@ class Envs:
 
     def __init__(self, args: Args) -> None:
         self.envs = [make_env(args) for _ in range(args.num_envs)]
-        self.steps: dict[int, Step] = {}  # the last one of each environment
+        self.steps: list[Any] = [None] * args.num_envs  # the last one of each environment
 
     def reset(self, seeds: list[int | None], where: np.ndarray) -> Step:
         """Begin an episode in the environments where the mask [E] is true."""
@@ -624,13 +591,11 @@ class Envs:
         """Act in all environments: [E, N] integers, or [E, N, A] numbers in [-1, 1]."""
         for env, part in zip(self.envs, action):  # all compute, then all are waited for
             env.send(part)
-        self.steps = {i: env.receive() for i, env in enumerate(self.envs)}
+        self.steps = [env.receive() for env in self.envs]
         return self.stack()
 
     def stack(self) -> Step:
-        return Step(
-            *(np.stack(parts) for parts in zip(*map(self.steps.get, range(len(self.envs)))))
-        )
+        return Step(*map(np.stack, zip(*self.steps)))
 
     def close(self) -> None:
         for env in self.envs:
@@ -642,6 +607,8 @@ class Envs:
 def make_env(args: Args, film: bool = False) -> MultiAgentEnv:
     """The environment of --env-id."""
     env = make_crossing(args) if args.env_id.startswith("smarts/") else make_parallel(args, film)
+    if not getattr(env, "possible_agents", None):
+        fail(f"{args.env_id} does not name its agents in advance (possible_agents)")
     spaces = [env.action_space(name) for name in env.possible_agents]
     space, discrete = spaces[0], isinstance(spaces[0], gym.spaces.Discrete)
     floats = isinstance(space, gym.spaces.Box) and space.dtype.kind == "f"
@@ -680,9 +647,15 @@ def make_crossing(args: Args) -> Any:
 
 def check_crossing(args: Args) -> None:
     """Fail if a flag of the crossing is set for another environment."""
+    if args.env_id.startswith("smarts/"):
+        if args.evaluate == "keep-lane" and args.action_type != "lane":
+            fail("--evaluate keep-lane needs --action-type lane")
+        return
+    if args.evaluate == "keep-lane":
+        fail(f"--evaluate keep-lane drives a car, and {args.env_id} has none; use random")
     flags = "traffic turn image horizon collision_reward off_road_reward goal_reward"
     for name in (flags + " progress_reward distance_reward").split():
-        if not args.env_id.startswith("smarts/") and getattr(args, name) != getattr(Args, name):
+        if getattr(args, name) != getattr(Args, name):
             fail(f"--{name.replace('_', '-')} is for smarts/intersection-4lane-v0 only")
 
 
@@ -697,14 +670,14 @@ def make_parallel(args: Args, film: bool) -> Any:
         except TypeError:
             return make(**mode)
     except (ImportError, AttributeError, TypeError, ValueError) as error:
-        near = ""
+        near, how = "", " with a render_mode, for --capture-video" if film else ""
         with contextlib.suppress(ImportError, AttributeError, ValueError):
             modules = pkgutil.iter_modules(importlib.import_module(package).__path__)
             names = [module.name for module in modules if module.name != name]
             near = "".join(difflib.get_close_matches(name, names, n=1))
             near = near and f"; did you mean {package}/{near}?"
         fail(
-            f"cannot make {args.env_id}: {error}{near} (it takes package/name, as in "
+            f"cannot make {args.env_id}{how}: {error}{near} (it takes package/name, as in "
             "mpe2/simple_spread_v3, which pip install -r requirements-smarts.txt installs)"
         )
 
@@ -1135,7 +1108,10 @@ if __name__ == "__main__":
 # /// script
 # requires-python = ">=3.10"
 # dependencies = [
-#   "torch==2.13.0", "gymnasium==1.4.0",
+#   "torch==2.13.0", "gymnasium==1.4.0", "pettingzoo==1.27.0", "mpe2==1.1.1",
+#   "smarts==2.0.1", "eclipse-sumo==1.28.0", "libsumo==1.28.0", "rtree==1.4.1", "trimesh==5.2.0",
+#   'shapely==2.2.0; python_version >= "3.11"', 'shapely==2.1.2; python_version < "3.11"',
+#   'scipy==1.17.1; python_version >= "3.11"', 'scipy==1.15.3; python_version < "3.11"',
 #   'numpy==2.4.6; python_version >= "3.11"', 'numpy==2.2.6; python_version < "3.11"',
 #   "tyro==1.0.17", "pydantic==2.14.4", "filelock==4.3.1", "tqdm==4.70.1", "tensorboard==2.21.0",
 # ]

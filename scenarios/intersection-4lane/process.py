@@ -15,6 +15,8 @@ import sys
 from multiprocessing.connection import Connection, Pipe
 from typing import Any
 
+PATIENCE = 10  # seconds that a simulator has to end by itself
+
 
 class CrossingProcess:
     """A Crossing (crossing.py), made from settings in a process that ends with this one.
@@ -88,7 +90,7 @@ class CrossingProcess:
         atexit.unregister(self.close)
         self.pipe.close()
         try:
-            self.process.wait(timeout=10)
+            self.process.wait(PATIENCE)
         except subprocess.TimeoutExpired:
             os.killpg(self.process.pid, signal.SIGKILL)
             self.process.wait()

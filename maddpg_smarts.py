@@ -515,8 +515,9 @@ def evaluate(
             step = env.reset(episode_seed(args.seed, 10_000, env_step, episode))
             episodic_return, length = np.zeros(len(env.names)), 0
             while step.live.any() and length < MAX_EPISODE:
+                check_finite(f"in the evaluation at step {env_step}", observation=step.obs)
                 if args.capture_video and episode == 0:
-                    frames.append(env.env.render())
+                    frames.append(env.render())
                 step = env.step(policy(to_tensor(step.obs, args.device)).cpu().numpy())
                 episodic_return, length = episodic_return + step.reward, length + 1
             returns.append(episodic_return)
@@ -747,6 +748,7 @@ class MultiAgentEnv:
         result = self.env.receive() if self.subprocess else self.result
         return self.pack(*result[:4])
 
+    @np.errstate(over="ignore")  # beyond float32 is infinite, and check_finite refuses it
     def pack(self, obs: dict, reward: dict, terminated: dict, truncated: dict) -> Step:
         """What PettingZoo returns by name, as a Step."""
         before, last_obs = self.live, self.obs.copy()
@@ -761,9 +763,16 @@ class MultiAgentEnv:
                 ends[i] = terminated.get(name, False)  # where both are true, this one counts
             ended = terminated.get(name, False) or truncated.get(name, False)
             self.live[i] = name in obs and name in self.env.agents and not ended
-        self.obs = last_obs * self.live[:, None]
-        last_obs = last_obs * (before | self.live)[:, None]
+        self.obs = np.where(self.live[:, None], last_obs, np.float32(0))
+        last_obs[~(before | self.live)] = 0.0
         return Step(self.obs, rewards, ends, before & ~self.live & ~ends, self.live, last_obs)
+
+    def render(self) -> np.ndarray:
+        """A picture of the environment [H, W, 3]."""
+        frame = self.env.render()
+        if np.ndim(frame) != 3:
+            fail(f"--capture-video: the environment does not render RGB images, but {type(frame)}")
+        return frame
 
     def metrics(self) -> dict[str, float]:
         """Figures of the episode besides its return, such as the crossing's completion_rate."""
@@ -778,7 +787,7 @@ class Envs:
 
     def __init__(self, args: Args) -> None:
         self.envs = [make_env(args) for _ in range(args.num_envs)]
-        self.steps: dict[int, Step] = {}  # the last one of each environment
+        self.steps: list[Any] = [None] * args.num_envs  # the last one of each environment
 
     def reset(self, seeds: list[int | None], where: np.ndarray) -> Step:
         """Begin an episode in the environments where the mask [E] is true."""
@@ -790,13 +799,11 @@ class Envs:
         """Act in all environments: [E, N] integers, or [E, N, A] numbers in [-1, 1]."""
         for env, part in zip(self.envs, action):  # all compute, then all are waited for
             env.send(part)
-        self.steps = {i: env.receive() for i, env in enumerate(self.envs)}
+        self.steps = [env.receive() for env in self.envs]
         return self.stack()
 
     def stack(self) -> Step:
-        return Step(
-            *(np.stack(parts) for parts in zip(*map(self.steps.get, range(len(self.envs)))))
-        )
+        return Step(*map(np.stack, zip(*self.steps)))
 
     def close(self) -> None:
         for env in self.envs:
@@ -808,6 +815,8 @@ class Envs:
 def make_env(args: Args, film: bool = False) -> MultiAgentEnv:
     """The environment of --env-id."""
     env = make_crossing(args) if args.env_id.startswith("smarts/") else make_parallel(args, film)
+    if not getattr(env, "possible_agents", None):
+        fail(f"{args.env_id} does not name its agents in advance (possible_agents)")
     spaces = [env.action_space(name) for name in env.possible_agents]
     space, discrete = spaces[0], isinstance(spaces[0], gym.spaces.Discrete)
     floats = isinstance(space, gym.spaces.Box) and space.dtype.kind == "f"
@@ -846,9 +855,15 @@ def make_crossing(args: Args) -> Any:
 
 def check_crossing(args: Args) -> None:
     """Fail if a flag of the crossing is set for another environment."""
+    if args.env_id.startswith("smarts/"):
+        if args.evaluate == "keep-lane" and args.action_type != "lane":
+            fail("--evaluate keep-lane needs --action-type lane")
+        return
+    if args.evaluate == "keep-lane":
+        fail(f"--evaluate keep-lane drives a car, and {args.env_id} has none; use random")
     flags = "traffic turn image horizon collision_reward off_road_reward goal_reward"
     for name in (flags + " progress_reward distance_reward").split():
-        if not args.env_id.startswith("smarts/") and getattr(args, name) != getattr(Args, name):
+        if getattr(args, name) != getattr(Args, name):
             fail(f"--{name.replace('_', '-')} is for smarts/intersection-4lane-v0 only")
 
 

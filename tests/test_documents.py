@@ -69,12 +69,7 @@ def shortened(name: str, words: list[str]) -> list[str]:
     elif kind(script) == "continuous":
         short |= {"total_timesteps": 300, "eval_interval": 300, "save_interval": 300}
     elif kind(script) == "smarts":
-        short |= {
-            "total_timesteps": 100,
-            "learning_starts": 50,
-            "eval_interval": 100,
-            "horizon": 20,
-        }
+        short |= {"total_timesteps": 100, "learning_starts": 50, "eval_interval": 100}
         short = {name: value for name, value in short.items() if hasattr(script.Args, name)}
     else:
         short |= {"total_timesteps": 64}

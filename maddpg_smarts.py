@@ -878,14 +878,14 @@ def make_parallel(args: Args, film: bool) -> Any:
         except TypeError:
             return make(**mode)
     except (ImportError, AttributeError, TypeError, ValueError) as error:
-        near = ""
+        near, how = "", " with a render_mode, for --capture-video" if film else ""
         with contextlib.suppress(ImportError, AttributeError, ValueError):
             modules = pkgutil.iter_modules(importlib.import_module(package).__path__)
             names = [module.name for module in modules if module.name != name]
             near = "".join(difflib.get_close_matches(name, names, n=1))
             near = near and f"; did you mean {package}/{near}?"
         fail(
-            f"cannot make {args.env_id}: {error}{near} (it takes package/name, as in "
+            f"cannot make {args.env_id}{how}: {error}{near} (it takes package/name, as in "
             "mpe2/simple_spread_v3, which pip install -r requirements-smarts.txt installs)"
         )
 
@@ -1201,13 +1201,15 @@ def compiled(function: Callable, args: Args) -> Callable:
         "guard_filter_fn": torch.compiler.skip_guard_on_all_nn_modules_unsafe,
     }
     try:
-        torch.compile(torch.sin, options=options)(torch.zeros(1, device=args.device))
+        # A copy: torch.compile removes guard_filter_fn from the options that it is given
+        torch.compile(torch.sin, options=dict(options))(torch.zeros(1, device=args.device))
     except Exception as error:  # whatever a compiler that does not work here raises
         reason = str(error).strip().split("\n")[0]
         say(f"{SCRIPT}: cannot compile here, so learning is slower: {reason}", sys.stderr)
         return function
     say("compiling at the first use: up to a minute, and a few seconds in later runs")
-    return torch.compile(function, fullgraph=True, options=options)
+    # isolate_recompiles: without those checks, a second agent would run the graph of the first
+    return torch.compile(function, fullgraph=True, isolate_recompiles=True, options=options)
 
 
 def to_tensor(array: np.ndarray, device: str) -> Tensor:

@@ -993,13 +993,15 @@ def compiled(function: Callable, args: Args) -> Callable:
         "guard_filter_fn": torch.compiler.skip_guard_on_all_nn_modules_unsafe,
     }
     try:
-        torch.compile(torch.sin, options=options)(torch.zeros(1, device=args.device))
+        # A copy: torch.compile removes guard_filter_fn from the options that it is given
+        torch.compile(torch.sin, options=dict(options))(torch.zeros(1, device=args.device))
     except Exception as error:  # whatever a compiler that does not work here raises
         reason = str(error).strip().split("\n")[0]
         say(f"{SCRIPT}: cannot compile here, so learning is slower: {reason}", sys.stderr)
         return function
     say("compiling at the first use: up to a minute, and a few seconds in later runs")
-    return torch.compile(function, fullgraph=True, options=options)
+    # isolate_recompiles: without those checks, a second agent would run the graph of the first
+    return torch.compile(function, fullgraph=True, isolate_recompiles=True, options=options)
 
 
 def to_tensor(array: np.ndarray, device: str) -> Tensor:

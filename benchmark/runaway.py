@@ -92,7 +92,8 @@ def main() -> None:
     parser.add_argument("--one", nargs=2, help=argparse.SUPPRESS)  # this density, this clamp, here
     args, flags = parser.parse_known_args()
     if args.one:
-        return train(*args.one, flags)
+        density, clamp = args.one
+        return train(density, clamp, flags)
     for flag in flags:
         if flag.startswith(("--total-timesteps", "--run-dir", "--seed")):
             parser.error(f"{flag} is this program's own: it takes --steps, --seeds and --out")

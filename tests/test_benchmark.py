@@ -102,8 +102,8 @@ def command(tmp_path: Path) -> Callable[..., list[str]]:
 @pytest.fixture
 def launch(command: Callable[..., list[str]]) -> Launch:
     def run(*flags: str, first: Path | None = None, **grid: str) -> subprocess.CompletedProcess:
-        more = {"env": environment(first), "capture_output": True, "text": True, "timeout": 60}
-        return subprocess.run(command(*flags, **grid), check=False, **more)
+        line, env = command(*flags, **grid), environment(first)
+        return subprocess.run(line, env=env, capture_output=True, text=True, timeout=60)
 
     return run
 
@@ -159,7 +159,8 @@ def test_names_that_locales_quote_differently_and_a_link_to_the_launcher(
     assert "größe" in (tmp_path / "runs" / "ALE-Ü__größe__1" / "began").read_text()
     words[2] = "ddpg_continuous.py"  # is found beside the launcher, not beside the link
     words[words.index("größe")] = "x"
-    assert subprocess.run([*words[:-3], "--dry-run"], env=environment()).returncode == 0
+    line = [*words[:-3], "--dry-run"]
+    assert subprocess.run(line, env=environment(), cwd=tmp_path).returncode == 0
 
 
 def test_a_finished_grid_is_skipped_and_never_mixed_with_another(
@@ -201,18 +202,16 @@ def test_a_mistyped_flag_is_named_and_can_be_set_right(launch: Launch) -> None:
 def test_smoke_is_a_thousandth_as_long_whoever_gives_the_length() -> None:
     head = [str(BENCHMARK / "run.sh"), "--script", "ddpg_continuous.py", "--env-ids", "Pendulum-v1"]
     head += ["--smoke", "--dry-run", "--seeds", "1", "--setting", "a"]
-    cases = ("", [], "1100"), ("--total-timesteps 5000000", ["--total-timesteps=1"], "5000")
-    for mine, common, length in cases:
-        line = [*head, mine, "--", *common]
-        done = subprocess.run(line, env=environment(), capture_output=True, text=True, check=True)
+    run = functools.partial(subprocess.run, env=environment(), capture_output=True, text=True)
+    for mine, common, length in ("", "", "1100"), ("--total-timesteps 5000000", "=1", "5000"):
+        line = [*head, mine, "--", *([f"--total-timesteps{common}"] if common else [])]
+        done = run(line, check=True)
         args = shlex.split(done.stdout)
         lengths = [args[i + 1] for i, word in enumerate(args) if word == "--total-timesteps"]
         assert lengths[-1] == length and "--learning-starts 10 " in done.stdout
         assert "--run-dir runs/smoke/" in done.stdout
-    done = subprocess.run(
-        [*line, "--total-timesteps", "1e6"], env=environment(), capture_output=True
-    )
-    assert done.returncode == 2 and b"--total-timesteps is 1e6" in done.stderr
+    done = run([*line, "--total-timesteps", "1e6"])
+    assert done.returncode == 2 and "--total-timesteps is 1e6" in done.stderr
 
 
 @pytest.mark.parametrize(

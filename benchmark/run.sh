@@ -20,7 +20,7 @@
 #   --name NAME        name of the runs without --setting (default: the script's name)
 #   --track            log to Weights & Biases
 #   --dry-run          print what would be done
-#   --smoke            everything at a thousandth of the length, in DIR/smoke: does it all run?
+#   --smoke            a thousandth of the length, at least 1,100 steps, in DIR/smoke
 #   -- FLAGS           all that follows goes to the script
 #
 # A run is in DIR/{environment}__{name}__{seed}. Give the same command again after any interruption:
@@ -53,14 +53,12 @@ while (($#)); do
         --script | --workers | --backend | --runs-dir | --name | --only)
             (($#)) || fail "$flag needs a value"
             variable=${flag#--}
-            printf -v "${variable//-/_}" %s "$1"
-            shift ;;
+            printf -v "${variable//-/_}" %s "$1" && shift ;;
         --env-ids) take_list "$@" && envs=("${list[@]}") && shift ${#list[@]} ;;
         --seeds) take_list "$@" && seeds=("${list[@]}") && shift ${#list[@]} ;;
         --setting)
             (($# > 1)) || fail "--setting needs a name and the flags of the script, as one word"
-            setting_names+=("$1") setting_flags+=("$2")
-            shift 2 ;;
+            setting_names+=("$1") setting_flags+=("$2") && shift 2 ;;
         --vary)
             varied=${1#--} && take_list "${@:2}" && shift $((1 + ${#list[@]}))
             for value in "${list[@]}"; do # + stands for the name, as --name may follow
@@ -95,19 +93,20 @@ quote() { local LC_ALL=C && printf '%q ' "$@"; }
 default_of() { sed -n "s/^    $1: [^=]*= \([0-9_]*\).*/\1/p" "$run_script" | tr -d _; }
 
 shorten() { # the lengths among the flags, given or the script's own
-    local k divisor
+    local k divisor least value
     for k in learning_starts total_timesteps; do
         [[ -z $(default_of $k) ]] || flags=("--${k//_/-}" "$(default_of $k)" "${flags[@]}")
     done
     for k in "${!flags[@]}"; do
+        value=${flags[k + 1]} least=1
         case ${flags[k]} in
-            --*-timesteps | --*-starts | --*-decay-steps | --*-decay-episodes) divisor=1000 ;;
+            --*-timesteps) divisor=1000 least=1100 ;; # a rollout or more
+            --*-starts | --*-decay-steps | --*-decay-episodes) divisor=1000 ;;
             --*-interval) divisor=100 ;; # so that evaluations do not take all the time
             *) continue ;;
         esac
-        [[ ${flags[k + 1]} =~ ^[0-9]+$ ]] ||
-            fail "${flags[k]} is ${flags[k + 1]}, and must be a whole number for --smoke"
-        flags[k + 1]=$((flags[k + 1] > divisor ? flags[k + 1] / divisor : 1))
+        [[ $value =~ ^[0-9]+$ ]] || fail "${flags[k]} is $value; --smoke takes whole numbers"
+        ((value < least)) || flags[k + 1]=$((value / divisor > least ? value / divisor : least))
     done
     flags+=(--eval-episodes 1 --no-compile)
 }

@@ -216,6 +216,7 @@ class RendersAList(RendersNothing):
     frame = [np.zeros((8, 8, 3), np.uint8)] * 2
 
 
+probe: Any
 for probe in list(globals().values()):
     if isinstance(probe, type) and issubclass(probe, Probe):
         gym.register(f"{probe.__name__}-v0", entry_point=probe)

@@ -323,7 +323,7 @@ BAD: dict[str, list[tuple[dict[str, Any], list[str]]]] = {
         ({"env_id": "smarts/crossing-v0"}, ["smarts/crossing-v0", "smarts/intersection-4lane-v0"]),
         ({"env_id": "mpe2/simple_speaker_listener_v4"}, ["Discrete(3)", "Discrete(5)"]),
         ({"evaluate": "keep-lane"}, ["keep-lane", "mpe2/simple_spread_v3", "random"]),
-        ({"horizon": 0}, ["--horizon", "0", "greater than 0"]),
+        ({"horizon": 7}, ["--horizon", "smarts/intersection-4lane-v0"]),
     ],
     "sac_continuous": [({"init_alpha": 0.0}, ["--init-alpha is 0", "greater than 0"])],
     "ppo_atari": [({"num_minibatches": 3}, ["--num-minibatches", "3", "64"])],
@@ -348,7 +348,7 @@ BAD_ANYWHERE: list[tuple[dict[str, Any], list[str]]] = [
 CANNOT_CHANGE = {  # flags of a resumed run, and what the sentence names
     "continuous": ("--layer-norm", "layer_norm False"),
     "atari": ("--env-id ALE/Breakout-v5", "env_id ALE/Pong-v5"),
-    "smarts": ("--horizon 7", "horizon 400"),
+    "smarts": ("--action-type continuous", "action_type lane"),
 }
 
 

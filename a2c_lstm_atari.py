@@ -2,12 +2,11 @@
 
 A policy plays a few steps in many games at once. Then actions that led to more reward than expected
 are made more probable, and the others less probable; each step is used once. The policy has a
-memory, a long short-term memory (LSTM): its state is carried from step to step and from rollout to
-rollout, and set to zero where a new game begins. Gradients stay within a rollout.
+memory, the state of an LSTM, which is set to zero where a new game begins.
 
-    play       T steps of N games: (h, c) = LSTM(s, (h, c)),  a ~ π(a|h); store (s, a, r, V)
-    advantage  A = Σ (γλ)^k δ_k,  δ = r + γ (1 - terminated) V(s') - V(s)
-    learn      once, from the LSTM's first state: maximise log π(a|h) A, and fit V to A + V
+    play     T steps of N games: (h, c) = LSTM(s, (h, c)),  a ~ π(a|h); store (s, a, r, V)
+    learn    once, from the LSTM's first state: maximise log π(a|h) A, and fit V to A + V,
+             where A = Σ (γλ)^k δ_k and δ = r + γ (1 - terminated) V(s') - V(s)
 
 Paper:  Mnih et al. 2016, Asynchronous Methods for Deep Reinforcement Learning, arXiv:1602.01783
 Run:    python a2c_lstm_atari.py --env-id ALE/Pong-v5

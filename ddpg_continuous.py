@@ -142,23 +142,15 @@ def make_env(env_id: str, film: bool = False) -> gym.Env:
         env = gym.make(env_id, disable_env_checker=True, **render_mode)
     except (gym.error.Error, ImportError, TypeError) as error:  # names what is near, or missing
         fail(f"cannot make {env_id}: {error} (pip install -r requirements.txt installs everything)")
-    space, obs_space = env.action_space, env.observation_space
-    if not isinstance(space, gym.spaces.Box) or len(space.shape) != 1 or space.dtype.kind != "f":
-        fail(
-            f"{env_id} has actions {space}; {SCRIPT} needs a flat Box of floats, as in Pendulum-v1"
-        )
-    width = space.high.astype(float) - space.low
-    if not ((width > 0) & (width < 1e38)).all():
-        fail(f"{env_id} has actions {space}; {SCRIPT} needs finite bounds with low < high")
-    if not obs_space.is_np_flattenable:
-        fail(f"{env_id} has observations {obs_space}, which do not flatten to a vector")
+    check_spaces(env, env_id)
     if film:
         check_video(env, env_id)
-    flat_space = gym.spaces.Box(-np.inf, np.inf, (gym.spaces.flatdim(obs_space),), np.float32)
-    flatten = lambda obs: np.asarray(gym.spaces.flatten(obs_space, obs), np.float32)  # noqa: E731
+    space = env.observation_space
+    flatten = lambda obs: np.asarray(gym.spaces.flatten(space, obs), np.float32)  # noqa: E731
+    flat_space = gym.spaces.Box(-np.inf, np.inf, (gym.spaces.flatdim(space),), np.float32)
     env = gym.wrappers.TransformObservation(env, flatten, flat_space)
     env = gym.wrappers.TransformReward(env, lambda reward: np.asarray(reward).item())
-    return gym.wrappers.RescaleAction(env, *np.array([-1, 1], space.dtype))
+    return gym.wrappers.RescaleAction(env, *np.array([-1, 1], env.action_space.dtype))
 
 
 def dimensions(env: gym.Env) -> tuple[int, int]:
@@ -510,6 +502,21 @@ class ParameterNoise(Noise):
             self.perturb(self.perturbed[-1], actor)
             distance = (self.perturbed[-1](obs) - actor(obs)).square().mean().sqrt()
             self.sigma.mul_(1.01 if distance < std else 1 / 1.01)
+
+
+# [/shared]
+# [shared: spaces]
+def check_spaces(env: gym.Env, env_id: str) -> None:
+    """Exit if the actions or the observations are not of a kind that the networks can take."""
+    space, obs_space = env.action_space, env.observation_space
+    if not isinstance(space, gym.spaces.Box) or len(space.shape) != 1 or space.dtype.kind != "f":
+        kind = "a flat Box of floats, as in Pendulum-v1"
+        fail(f"{env_id} has actions {space}; {SCRIPT} needs {kind}")
+    width = space.high.astype(float) - space.low
+    if not ((width > 0) & (width < 1e38)).all():
+        fail(f"{env_id} has actions {space}; {SCRIPT} needs finite bounds with low < high")
+    if not obs_space.is_np_flattenable:
+        fail(f"{env_id} has observations {obs_space}, which do not flatten to a vector")
 
 
 # [/shared]

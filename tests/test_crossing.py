@@ -15,9 +15,11 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
-from conftest import ROOT, Run, curves, flags, make_args
+from conftest import ROOT, Run, curves, flags, make_args, rows, small
 from test_house import assert_film
 
+import maddpg_ray
+import maddpg_smarts as maddpg
 import ppo_smarts as ppo
 
 pytest.importorskip("smarts")
@@ -148,9 +150,9 @@ def test_a_simulators_process_that_dies_ends_the_run_in_one_sentence() -> None:
 
 
 def test_a_run_is_interrupted_resumed_evaluated_and_filmed(tmp_path: Path) -> None:
-    small = {"horizon": 25, "num_steps": 40, "eval_interval": 40, "eval_episodes": 1}
+    changes = {"horizon": 25, "num_steps": 40, "eval_interval": 40, "eval_episodes": 1}
     env_id = "smarts/intersection-4lane-v0"
-    words = flags(ppo, env_id=env_id, num_envs=1, total_timesteps=4000, run_dir="run", **small)
+    words = flags(ppo, env_id=env_id, num_envs=1, total_timesteps=4000, run_dir="run", **changes)
     run = Run(ppo, words, tmp_path)
     while not (tmp_path / "run" / "evaluations.csv").exists():
         time.sleep(0.1)
@@ -179,6 +181,24 @@ def test_a_run_is_interrupted_resumed_evaluated_and_filmed(tmp_path: Path) -> No
     words = ["--evaluate", "run", "--traffic", "none", "--eval-episodes", "1"]
     code, out, err = Run(ppo, words, tmp_path).wait()
     assert (code, err) == (0, "") and "completion_rate 0.0" in out
+
+
+def test_collectors_of_ray_drive_and_a_learner_learns_from_it(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    pytest.importorskip("ray")
+    monkeypatch.delenv("RAY_ADDRESS", raising=False)
+    changes = {"env_id": "smarts/intersection-4lane-v0", "horizon": 25, "total_timesteps": 600}
+    changes |= {"num_envs": 1, "num_collectors": 2, "num_learners": 1, "update_interval": 10}
+    changes |= {"eval_interval": 600, "eval_episodes": 1, "save_interval": 600}
+    args = maddpg_ray.Args(**small(maddpg) | changes, run_dir=tmp_path)
+    run_dir = maddpg_ray.train(args)
+    checkpoint = maddpg.load_checkpoint(run_dir / "checkpoint.pt")
+    run = checkpoint["run"]
+    assert run["updates"] > 0 and run["env_step"] >= 600
+    assert all(torch.isfinite(p).all() for p in checkpoint["agent"].values())
+    lengths = [int(row["episodic_length"]) for row in rows(run_dir / "episodes.csv")]
+    assert max(lengths) == 25 and sum(lengths) == run["env_step"], "whole episodes are stored"
 
 
 # The environment
@@ -373,7 +393,12 @@ def test_rates_count_how_each_agents_task_ended(env: Any, monkeypatch: pytest.Mo
 def test_keep_lane_keeps_its_lane(monkeypatch: pytest.MonkeyPatch) -> None:
     policies: list[Any] = []
     result = {"agent_returns": ""}
-    monkeypatch.setattr(ppo, "evaluate", lambda *given: [policies.append(given[0]), result][1])
+
+    def evaluate(policy: Any, *_: Any) -> dict[str, str]:
+        policies.append(policy)
+        return result
+
+    monkeypatch.setattr(ppo, "evaluate", evaluate)
     monkeypatch.setattr(ppo, "say", lambda _: None)
     env = SimpleNamespace(names=crossing.ARMS, action_size=4, discrete=True, obs_size=7, pixels=0)
     env.close = lambda: None

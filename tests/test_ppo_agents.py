@@ -227,6 +227,46 @@ def test_a_rollout_has_every_agents_own_ends(spy: Any) -> None:
     assert not rollout.obs[3, :2].any()
 
 
+class Uneven(Toy):
+    """Episodes of 4 steps in the first environment, and of 3 in the second."""
+
+    made = 0
+
+    def __init__(self) -> None:
+        self.number = Uneven.made
+        Uneven.made += 1
+
+    def step(self, actions: dict[str, Any]) -> Any:
+        obs, reward, terminated, truncated, info = super().step(actions)
+        if self.number == 1 and self.t == 3:
+            self.agents, truncated = [], dict.fromkeys(obs, True)
+        return obs, reward, terminated, truncated, info
+
+
+def test_only_environments_whose_episode_is_over_begin_a_new_one_with_a_seed_of_its_own(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    times, seeds, reset = [], [], Uneven.reset
+
+    def act(agent: ppo.Agent, obs: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+        times.append(obs[[2, 5], 1].tolist())  # of c in both environments
+        return torch.zeros(len(obs), dtype=torch.int64), torch.zeros(len(obs))
+
+    def begin(env: Uneven, seed: int | None = None) -> Any:
+        seeds.append((env.number, seed))
+        return reset(env, seed)
+
+    monkeypatch.setattr(ppo.Agent, "act", act)
+    monkeypatch.setattr(Uneven, "reset", begin)
+    monkeypatch.setattr(Uneven, "made", 0)
+    changes = {"num_envs": 2, "num_steps": 6, "total_timesteps": 24, "eval_episodes": 1}
+    ppo.train(use_toy(Uneven, monkeypatch, run_dir=tmp_path / "run", seed=5, **changes))
+    assert times == [[t % 4, t % 3] for t in range(12)]
+    # A new episode begins before the first step after an end.
+    order = [(0, 0), (1, 0), (1, 1), (0, 1), (1, 2), (0, 2), (1, 3)]
+    assert seeds[:-1] == [(env, ppo.episode_seed(5, env, number)) for env, number in order]
+
+
 def test_advantages_equal_those_of_each_episode_taken_alone(spy: Any) -> None:
     run = spy(num_envs=1, num_steps=12, total_timesteps=12, reward_scale=0.5)
     args, batch = run.args, run.batches[0]

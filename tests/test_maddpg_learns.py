@@ -84,7 +84,7 @@ def test_two_agents_learn_to_do_what_they_see(
     monkeypatch.setattr(maddpg, "make_env", Colours)
     args = make_args(
         tmp_path,
-        seed=2,
+        seed=1,
         total_timesteps=1500,
         learning_starts=300,
         update_interval=2,

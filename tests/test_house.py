@@ -145,7 +145,7 @@ def test_three_evaluations_at_the_wanted_return_end_the_run(
 
 def wandb_records(path: Path) -> list[Any]:
     """The records of a file of Weights & Biases, which is a log of LevelDB behind 7 bytes."""
-    from wandb.proto.wandb_internal_pb2 import Record
+    Record = importlib.import_module("wandb.proto.wandb_internal_pb2").Record
 
     content, at, records, whole = path.read_bytes(), 7, [], b""
     while at + 7 <= len(content):
@@ -181,7 +181,7 @@ def test_weights_and_biases_gets_each_row_of_the_csv_files_once(tmp_path: Path) 
     second, same_ids = history_rows(run_dir)
     written = [len(rows(path)) for path in run_dir.glob("*.csv")]
     assert written and first + second == sum(written)
-    assert ids == same_ids and len(ids) == 1 and re.fullmatch(r"\w+", *ids)
+    assert ids == same_ids and len(ids) == 1 and all(re.fullmatch(r"\w+", run_id) for run_id in ids)
     assert len(list(run_dir.glob("*.tfevents.*"))) == 2  # one for each part
     assert not list(tmp_path.rglob("wandb/**/*.tfevents.*"))
 

@@ -22,7 +22,6 @@ import filelock
 import gymnasium as gym
 import pytest
 import torch
-from probes import Probe
 from torch import Tensor
 
 ROOT = Path(__file__).parent.parent

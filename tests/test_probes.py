@@ -13,7 +13,8 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
-from conftest import Probe, continuous_only, make_args, trained
+from conftest import continuous_only, make_args, trained
+from probes import Probe
 
 pytestmark = continuous_only
 

@@ -113,9 +113,7 @@ class Args:
 
     # Prioritized replay, with priorities for each agent
     prioritized_replay: Fixed[bool] = False  # sample more often what the critic got wrong
-    per_variant: Fixed[Literal["proportional", "rank"]] = (
-        "proportional"  # to the error, or 1 / rank
-    )
+    per_variant: Fixed[Literal["proportional", "rank"]] = "proportional"  # to error, or to 1 / rank
     per_alpha: Fixed[NonNegativeFloat] = 0.6  # exponent of the priorities; 0 samples uniformly
     per_beta_start: Fraction = 0.4  # exponent of the importance weights; 1 removes the bias
     per_beta_end: Fraction = 1.0  # value that it reaches at the end of the run

@@ -7,7 +7,7 @@ rollout, and set to zero where a new game begins. Gradients stay within a rollou
 
     play       T steps of N games: (h, c) = LSTM(s, (h, c)),  a ~ π(a|h); store (s, a, r, V)
     advantage  A = Σ (γλ)^k δ_k,  δ = r + γ (1 - terminated) V(s') - V(s)
-    learn      once, from the LSTM's state before the first step: maximise log π(a|h) A, fit V to A + V
+    learn      once, from the LSTM's first state: maximise log π(a|h) A, and fit V to A + V
 
 Paper:  Mnih et al. 2016, Asynchronous Methods for Deep Reinforcement Learning, arXiv:1602.01783
 Run:    python a2c_lstm_atari.py --env-id ALE/Pong-v5
@@ -16,6 +16,7 @@ Expect: Pong 19, Breakout 146, mean of the last 100 games of 2M steps (three see
 
 from __future__ import annotations
 
+import argparse
 import contextlib
 import csv
 import dataclasses
@@ -129,7 +130,7 @@ class AtariGames:
     A game begins with up to 30 no-ops, and with the fire button where it waits for that.
     """
 
-    obs: Tensor  # [N, 4, 84, 84] uint8; in colour [N, 4, 210, 160, 3]
+    obs: Tensor  # [N, 84, 84, 4] uint8, contiguous; in colour [N, 210, 160, 3, 4]
 
     def __init__(self, args: Args, num_envs: int, colour: bool = False) -> None:
         self.envs = make_envs(args, num_envs, colour)
@@ -144,23 +145,25 @@ class AtariGames:
     def reset(self, ended: np.ndarray, seeds: np.ndarray | None = None) -> None:
         """Begin a new game where ended [N] is true."""
         if ended.any():
-            obs, info = self.envs.reset(seed=seeds, options={"reset_mask": ended})
-            self.obs, self.lives = torch.from_numpy(obs).to(self.device), info["lives"]
+            self.observe(*self.envs.reset(seed=seeds, options={"reset_mask": ended}))
 
     def step(self, action: Tensor) -> tuple[np.ndarray, np.ndarray, np.ndarray, np.ndarray]:
         """Play action [N]; returns the raw reward, terminated, truncated, life_lost, each [N]."""
         lives = self.lives
         obs, reward, terminated, truncated, info = self.envs.step(action.cpu().numpy())
-        self.obs, self.lives = torch.from_numpy(obs).to(self.device), info["lives"]
+        self.observe(obs, info)
         return reward.astype(np.float32), terminated, truncated, self.lives < lives
+
+    def observe(self, obs: np.ndarray, info: dict[str, Any]) -> None:
+        self.obs = torch.from_numpy(obs).to(self.device).movedim(1, -1).contiguous()
+        self.lives = info["lives"]
 
 
 # [/shared]
 class Features(nn.Module):
-    """The layers before the LSTM: uint8 frames [B, 4, 84, 84] -> features [B, size].
+    """The layers before the LSTM: uint8 frames [B, 84, 84, 4] -> features [B, size].
 
-    linear: one layer, on the difference of the last two frames; cnn: two convolutions; cnn-lstm:
-    three convolutions. The first two models have no LSTM.
+    --model linear is one layer, on the difference of the last two frames. It and cnn have no LSTM.
     """
 
     def __init__(self, args: Args) -> None:
@@ -169,21 +172,20 @@ class Features(nn.Module):
         self.difference = args.model == "linear"
         self.size = {"linear": 256, "cnn": 3200, "cnn-lstm": 512}[args.model]
         activation = {"relu": nn.ReLU, "silu": nn.SiLU}[args.activation]
-        layers: list[nn.Module] = []
+        self.layers = nn.Sequential()
         # Channels in and out, kernel, stride, padding -> [B, 16, 21, 21], [.., 10, 10], [.., 4, 4]
         convs = (4, 16, 8, 4, 2), (16, 32, 4, 2, 1), (32, 32, 4, 2, 0)
         for conv in convs[: {"linear": 0, "cnn": 2, "cnn-lstm": 3}[args.model]]:
             norm = [nn.BatchNorm2d(conv[1])] if args.batch_norm else []
-            layers += [orthogonal(nn.Conv2d(*conv)), *norm, activation()]
-        layers.append(nn.Flatten())
+            self.layers.extend([orthogonal(nn.Conv2d(*conv)), *norm, activation()])
+        self.layers.append(nn.Flatten())
         if args.model == "linear":
-            layers += [orthogonal(nn.Linear(84 * 84, 256)), activation()]
-        self.layers = nn.Sequential(*layers)
+            self.layers.extend([orthogonal(nn.Linear(84 * 84, 256)), activation()])
         # Convolutions are several times faster with the channels of a pixel next to each other.
         self.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
 
     def forward(self, obs: Tensor) -> Tensor:
-        x = self.standardise(obs.contiguous(memory_format=torch.channels_last))
+        x = self.standardise(obs.movedim(-1, 1))  # [B, 4, 84, 84], not copied
         return self.layers(x[:, 3] - x[:, 2] if self.difference else x)
 
 
@@ -197,21 +199,20 @@ class ActorCritic(nn.Module):
     def __init__(self, num_actions: int, args: Args) -> None:
         super().__init__()
         self.features = Features(args)
-        self.lstm = nn.LSTM(self.features.size, 256) if args.model == "cnn-lstm" else None
-        size = 256 if self.lstm else self.features.size
+        self.lstm = nn.LSTM(512, 256) if args.model == "cnn-lstm" else nn.Identity()
+        size = 256 if args.model == "cnn-lstm" else self.features.size
         # The small gain makes all actions about equally probable at first.
         self.policy = orthogonal(nn.Linear(size, num_actions), gain=0.01)
         self.value = orthogonal(nn.Linear(size, 1), gain=1.0)
 
     def forward(self, features: Tensor, begins: Tensor, state: Tensor) -> tuple[Tensor, ...]:
         features = features.float()
-        if self.lstm:
+        if isinstance(self.lstm, nn.LSTM):
             features, state = self.remember(features.unflatten(0, begins.shape), begins, state)
         return self.policy(features), self.value(features).squeeze(1), state
 
     def remember(self, features: Tensor, begins: Tensor, state: Tensor) -> tuple[Tensor, Tensor]:
         """The LSTM's outputs [B, 256], with one call for each stretch in which no game begins."""
-        assert self.lstm
         starts = [0, *(1 + begins[1:].any(dim=1).nonzero().flatten()).tolist()]
         outputs: list[Tensor] = []
         for start, end in zip(starts, [*starts[1:], len(features)]):
@@ -224,7 +225,7 @@ class ActorCritic(nn.Module):
 class Batch(NamedTuple):
     """Steps to learn from."""
 
-    obs: Tensor  # [B, 4, 84, 84] uint8
+    obs: Tensor  # [B, 84, 84, 4] uint8
     action: Tensor  # [B]
     advantage: Tensor  # [B]
     returns: Tensor  # [B], the target of the value
@@ -255,7 +256,7 @@ class Rollout:
 
     def __init__(self, num_envs: int, args: Args) -> None:
         shape, device = (args.chunk_size, num_envs), args.device
-        self.obs = torch.zeros(*shape, 4, 84, 84, dtype=torch.uint8, device=device)
+        self.obs = torch.zeros(*shape, 84, 84, 4, dtype=torch.uint8, device=device)
         self.action = torch.zeros(shape, dtype=torch.int64, device=device)
         self.value, self.next_value = torch.zeros(2, *shape, device=device)
         # Carried to the next rollout: the LSTM's state, and whether the next step begins a game
@@ -293,8 +294,7 @@ class Rollout:
         steps = clipped, self.terminated, self.terminated | self.over
         reward, terminated, ended = (to_tensor(step, args.device) for step in steps)
         advantage = advantages(reward, self.value, self.next_value, terminated, ended, args)
-        returns = advantage + self.value
-        parts = self.obs, self.action, advantage, returns
+        parts = self.obs, self.action, advantage, advantage + self.value
         obs, action, advantage, returns = (part.flatten(0, 1) for part in parts)
         return Batch(obs, action, advantage, returns, self.begins[:-1], self.state)
 
@@ -364,7 +364,7 @@ class Agent(nn.Module):
         self.temperature.fill_(first + done * (last - first))
 
     def player(self, num_games: int) -> Callable[[Tensor], Tensor]:
-        """The policy in num_games new games: obs [N, 4, 84, 84] -> logits [N, A]."""
+        """The policy in num_games new games: obs [N, 84, 84, 4] -> logits [N, A]."""
         self.eval()
         state = torch.zeros(2, 1, num_games, 256, device=self.args.device)
         none = torch.zeros(num_games, dtype=torch.bool, device=self.args.device)
@@ -407,7 +407,7 @@ def train(args: Args, checkpoint: dict[str, Any] | None = None) -> Path:
         run.updates += 1
 
         # After learning, which must see the observations as acting did
-        agent.net.features.standardise.update(batch.obs[:, -1])
+        agent.net.features.standardise.update(batch.obs[..., -1])
         losses["temperature"] = agent.temperature
         losses["weight_norm"] = nn.utils.get_total_norm(agent.parameters()).detach()
         run.log_losses(losses)
@@ -439,7 +439,7 @@ def evaluate(policy: Callable[[Tensor], Tensor], args: Args, env_step: int) -> d
         sampled = logits.softmax(1).multinomial(1, generator=generator).squeeze(1)
         action = logits.argmax(1) if args.greedy_eval else sampled
         if args.capture_video and playing[0]:
-            frames.append(camera.obs[0, -1].cpu().numpy())
+            frames.append(camera.obs[0, ..., -1].cpu().numpy())
             camera.step(action[:1])
         reward, terminated, truncated, _ = games.step(action)
         returns += reward * playing
@@ -777,6 +777,17 @@ def summary(returns: Any, lengths: Any) -> dict[str, float]:
     return dict(zip(names, map(float, numbers))) | {"episodes": len(returns)}
 
 
+def check_video(env: Any, env_id: str) -> None:
+    """Exit before training if --capture-video cannot work."""
+    try:
+        import moviepy  # noqa: F401
+    except ImportError:
+        fail("--capture-video needs the package moviepy: pip install moviepy")
+    env.reset(seed=0)
+    if np.shape(env.render())[2:] != (3,):
+        fail(f"--capture-video: {env_id} does not render RGB images")
+
+
 def save_video(frames: list, fps: int, args: Args, env_step: int) -> None:
     """Write an episode's frames, [H, W, 3] each, to an MP4 file in the run folder's videos/."""
     from gymnasium.utils import save_video  # needs moviepy
@@ -788,6 +799,7 @@ def save_video(frames: list, fps: int, args: Args, env_step: int) -> None:
 def start_torch(args: Args) -> None:
     """Seed PyTorch, and choose the device and the precision of float32 products."""
     torch.manual_seed(args.seed)
+    np.seterr(over="ignore")  # beyond float32 becomes infinite, which check_finite refuses
     if args.device == "cuda" and not torch.cuda.is_available():
         fail("--device is cuda, but PyTorch finds no GPU here; use --device cpu")
     if args.device == "auto":
@@ -807,8 +819,6 @@ def compiled(function: Callable, args: Args) -> Callable:
     options: dict[str, Any] = {
         "cpp_wrapper": args.device == "cpu",  # half the time to compile, and faster calls
         "fallback_random": True,  # the random numbers of the uncompiled function
-        # No checks for changed modules: all that changes in them are tensors, which are inputs.
-        "guard_filter_fn": torch.compiler.skip_guard_on_all_nn_modules_unsafe,
     }
     try:
         torch.compile(torch.sin, options=options)(torch.zeros(1, device=args.device))
@@ -817,7 +827,12 @@ def compiled(function: Callable, args: Args) -> Callable:
         say(f"{SCRIPT}: cannot compile here, so learning is slower: {reason}", sys.stderr)
         return function
     say("compiling at the first use: up to a minute, and a few seconds in later runs")
-    return torch.compile(function, fullgraph=True, options=options)
+    # Do not check the modules for changes at every call, which takes 3% of an update: only their
+    # tensors change, and these are inputs of the graph. So that a second agent does not run the
+    # graph of the first, isolate_recompiles gives each its own.
+    options["guard_filter_fn"] = torch.compiler.skip_guard_on_all_nn_modules_unsafe
+    settings: dict[str, Any] = {"fullgraph": True, "isolate_recompiles": True, "options": options}
+    return torch.compile(function, **settings)
 
 
 def to_tensor(array: np.ndarray, device: str) -> Tensor:
@@ -857,13 +872,17 @@ def load_checkpoint(path: Path) -> dict[str, Any]:
 
 def read_flags() -> tuple[Args, dict[str, Any] | None]:
     """The flags, and the checkpoint of --resume or --evaluate, which sets those not given."""
-    args, checkpoint = tyro.cli(Args), None
-    if sum(value is not None for value in (args.resume, args.evaluate, args.run_dir)) > 1:
+    parser = argparse.ArgumentParser(add_help=False, allow_abbrev=False)
+    for flag in "--resume", "--evaluate", "--run-dir":  # read first: they set the others' defaults
+        parser.add_argument(flag)
+    given, _ = parser.parse_known_args()
+    if sum(value is not None for value in vars(given).values()) > 1:
         fail("give one of --resume, --evaluate and --run-dir: the first two name a run themselves")
-    path = args.resume or args.evaluate
-    if isinstance(path, Path):
-        if args.resume or path.suffix != ".pt":
-            path /= "checkpoint.pt" if args.resume else "best.pt"
+    saved, checkpoint = Args(), None
+    if given.resume or given.evaluate not in (None, *typing.get_args(Baseline)):
+        path = Path(given.resume or given.evaluate)
+        if given.resume or path.suffix != ".pt":
+            path /= "checkpoint.pt" if given.resume else "best.pt"
         checkpoint = load_checkpoint(path)
         try:
             saved = Args(**checkpoint["args"])
@@ -871,7 +890,8 @@ def read_flags() -> tuple[Args, dict[str, Any] | None]:
             fail(f"{path} was written by a version with other flags: {error}")
         if saved.device == "cuda" and not torch.cuda.is_available():
             saved.device = "auto"
-        args = tyro.cli(Args, default=saved)
+    args = tyro.cli(Args, default=saved)
+    if checkpoint:
         for name, hint in typing.get_type_hints(Args, include_extras=True).items():
             before, now = getattr(saved, name), getattr(args, name)
             if args.resume and before != now and "fixed" in typing.get_args(hint):

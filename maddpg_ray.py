@@ -137,15 +137,17 @@ class Cluster:
     MAX_OWED = 100  # collectors wait while a learner is this many updates behind
 
     def __init__(
-        self, ray: Any, env: MultiAgentEnv, agent: Agent, buffer: ReplayBuffer, args: Args
+        self, ray: Any, env: MultiAgentEnv, agent: Agent, buffer: ReplayBuffer, run: maddpg.Run
     ) -> None:
+        args: Any = run.args  # those of this script
         self.ray, self.agent, self.buffer, self.args = ray, agent, buffer, args
         n, m = agent.num_agents, args.num_learners
         members = [range(n * k // m, n * (k + 1) // m) for k in range(m)]
         self.groups = [Group(env, args, agent, some) for some in members]
-        self.due, self.made = 0, [0] * m  # updates that are due, and that each learner has made
+        self.due = run.updates  # updates, also those that are made
+        self.made = [run.updates] * m  # of each learner's agents
         self.losses: list[dict[str, Tensor]] = [{}] * m  # of each learner's last update
-        self.started = buffer.added  # number of the last worker; larger in a resumed run
+        self.started = run.env_step  # number of the last worker; other ones in a resumed run
         count = {Collector: args.num_collectors, Learner: m}
         self.idle: dict[type, dict[int, Any]] = {
             kind: {number: self.start(kind, number) for number in range(count[kind])}
@@ -243,7 +245,7 @@ def train(args: Args, checkpoint: dict[str, Any] | None = None) -> Path:
     buffer = make_buffer(eval_env, args)
     ray = start_ray(args)  # before Run: it catches signals too
     run = maddpg.Run(args, checkpoint, agent=agent, buffer=buffer)
-    cluster, updates_before = Cluster(ray, eval_env, agent, buffer, args), run.updates
+    cluster = Cluster(ray, eval_env, agent, buffer, run)
 
     while not run.done:
         # Give out work, and store the steps that have come
@@ -257,9 +259,8 @@ def train(args: Args, checkpoint: dict[str, Any] | None = None) -> Path:
             if run.env_step > args.learning_starts and run.env_step % args.update_interval == 0:
                 cluster.due += 1
 
-        updates = updates_before + min(cluster.made)
-        if updates > run.updates:
-            run.updates = updates
+        if min(cluster.made) > run.updates:
+            run.updates = min(cluster.made)
             run.log_losses(cluster.mean_losses())
         run.evaluate_if_due(lambda: evaluate(agent.eval_action, eval_env, args, run.env_step))
         run.save_if_due()
@@ -267,6 +268,9 @@ def train(args: Args, checkpoint: dict[str, Any] | None = None) -> Path:
     ray.shutdown()
     eval_env.close()
     return run.close()
+
+
+# Housekeeping: the command line. The rest of it is in maddpg_smarts.py.
 
 
 def main() -> None:

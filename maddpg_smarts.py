@@ -22,6 +22,7 @@ Expect: on simple_spread -39 after 1M steps (mean of three seeds; random actions
 
 from __future__ import annotations
 
+import argparse
 import contextlib
 import copy
 import csv
@@ -514,8 +515,9 @@ def evaluate(
             step = env.reset(episode_seed(args.seed, 10_000, env_step, episode))
             episodic_return, length = np.zeros(len(env.names)), 0
             while step.live.any() and length < MAX_EPISODE:
+                check_finite(f"in the evaluation at step {env_step}", observation=step.obs)
                 if args.capture_video and episode == 0:
-                    frames.append(env.env.render())
+                    frames.append(env.render())
                 step = env.step(policy(to_tensor(step.obs, args.device)).cpu().numpy())
                 episodic_return, length = episodic_return + step.reward, length + 1
             returns.append(episodic_return)
@@ -746,6 +748,7 @@ class MultiAgentEnv:
         result = self.env.receive() if self.subprocess else self.result
         return self.pack(*result[:4])
 
+    @np.errstate(over="ignore")  # beyond float32 is infinite, and check_finite refuses it
     def pack(self, obs: dict, reward: dict, terminated: dict, truncated: dict) -> Step:
         """What PettingZoo returns by name, as a Step."""
         before, last_obs = self.live, self.obs.copy()
@@ -760,9 +763,16 @@ class MultiAgentEnv:
                 ends[i] = terminated.get(name, False)  # where both are true, this one counts
             ended = terminated.get(name, False) or truncated.get(name, False)
             self.live[i] = name in obs and name in self.env.agents and not ended
-        self.obs = last_obs * self.live[:, None]
-        last_obs = last_obs * (before | self.live)[:, None]
+        self.obs = np.where(self.live[:, None], last_obs, np.float32(0))
+        last_obs[~(before | self.live)] = 0.0
         return Step(self.obs, rewards, ends, before & ~self.live & ~ends, self.live, last_obs)
+
+    def render(self) -> np.ndarray:
+        """A picture of the environment [H, W, 3]."""
+        frame = self.env.render()
+        if np.ndim(frame) != 3:
+            fail(f"--capture-video: the environment does not render RGB images, but {type(frame)}")
+        return frame
 
     def metrics(self) -> dict[str, float]:
         """Figures of the episode besides its return, such as the crossing's completion_rate."""
@@ -777,7 +787,7 @@ class Envs:
 
     def __init__(self, args: Args) -> None:
         self.envs = [make_env(args) for _ in range(args.num_envs)]
-        self.steps: dict[int, Step] = {}  # the last one of each environment
+        self.steps: list[Any] = [None] * args.num_envs  # the last one of each environment
 
     def reset(self, seeds: list[int | None], where: np.ndarray) -> Step:
         """Begin an episode in the environments where the mask [E] is true."""
@@ -789,13 +799,11 @@ class Envs:
         """Act in all environments: [E, N] integers, or [E, N, A] numbers in [-1, 1]."""
         for env, part in zip(self.envs, action):  # all compute, then all are waited for
             env.send(part)
-        self.steps = {i: env.receive() for i, env in enumerate(self.envs)}
+        self.steps = [env.receive() for env in self.envs]
         return self.stack()
 
     def stack(self) -> Step:
-        return Step(
-            *(np.stack(parts) for parts in zip(*map(self.steps.get, range(len(self.envs)))))
-        )
+        return Step(*map(np.stack, zip(*self.steps)))
 
     def close(self) -> None:
         for env in self.envs:
@@ -807,6 +815,8 @@ class Envs:
 def make_env(args: Args, film: bool = False) -> MultiAgentEnv:
     """The environment of --env-id."""
     env = make_crossing(args) if args.env_id.startswith("smarts/") else make_parallel(args, film)
+    if not getattr(env, "possible_agents", None):
+        fail(f"{args.env_id} does not name its agents in advance (possible_agents)")
     spaces = [env.action_space(name) for name in env.possible_agents]
     space, discrete = spaces[0], isinstance(spaces[0], gym.spaces.Discrete)
     floats = isinstance(space, gym.spaces.Box) and space.dtype.kind == "f"
@@ -845,9 +855,15 @@ def make_crossing(args: Args) -> Any:
 
 def check_crossing(args: Args) -> None:
     """Fail if a flag of the crossing is set for another environment."""
+    if args.env_id.startswith("smarts/"):
+        if args.evaluate == "keep-lane" and args.action_type != "lane":
+            fail("--evaluate keep-lane needs --action-type lane")
+        return
+    if args.evaluate == "keep-lane":
+        fail(f"--evaluate keep-lane drives a car, and {args.env_id} has none; use random")
     flags = "traffic turn image horizon collision_reward off_road_reward goal_reward"
     for name in (flags + " progress_reward distance_reward").split():
-        if not args.env_id.startswith("smarts/") and getattr(args, name) != getattr(Args, name):
+        if getattr(args, name) != getattr(Args, name):
             fail(f"--{name.replace('_', '-')} is for smarts/intersection-4lane-v0 only")
 
 
@@ -862,14 +878,14 @@ def make_parallel(args: Args, film: bool) -> Any:
         except TypeError:
             return make(**mode)
     except (ImportError, AttributeError, TypeError, ValueError) as error:
-        near = ""
+        near, how = "", " with a render_mode, for --capture-video" if film else ""
         with contextlib.suppress(ImportError, AttributeError, ValueError):
             modules = pkgutil.iter_modules(importlib.import_module(package).__path__)
             names = [module.name for module in modules if module.name != name]
             near = "".join(difflib.get_close_matches(name, names, n=1))
             near = near and f"; did you mean {package}/{near}?"
         fail(
-            f"cannot make {args.env_id}: {error}{near} (it takes package/name, as in "
+            f"cannot make {args.env_id}{how}: {error}{near} (it takes package/name, as in "
             "mpe2/simple_spread_v3, which pip install -r requirements-smarts.txt installs)"
         )
 
@@ -1139,6 +1155,17 @@ def summary(returns: Any, lengths: Any) -> dict[str, float]:
     return dict(zip(names, map(float, numbers))) | {"episodes": len(returns)}
 
 
+def check_video(env: Any, env_id: str) -> None:
+    """Exit before training if --capture-video cannot work."""
+    try:
+        import moviepy  # noqa: F401
+    except ImportError:
+        fail("--capture-video needs the package moviepy: pip install moviepy")
+    env.reset(seed=0)
+    if np.shape(env.render())[2:] != (3,):
+        fail(f"--capture-video: {env_id} does not render RGB images")
+
+
 def save_video(frames: list, fps: int, args: Args, env_step: int) -> None:
     """Write an episode's frames, [H, W, 3] each, to an MP4 file in the run folder's videos/."""
     from gymnasium.utils import save_video  # needs moviepy
@@ -1150,6 +1177,7 @@ def save_video(frames: list, fps: int, args: Args, env_step: int) -> None:
 def start_torch(args: Args) -> None:
     """Seed PyTorch, and choose the device and the precision of float32 products."""
     torch.manual_seed(args.seed)
+    np.seterr(over="ignore")  # beyond float32 becomes infinite, which check_finite refuses
     if args.device == "cuda" and not torch.cuda.is_available():
         fail("--device is cuda, but PyTorch finds no GPU here; use --device cpu")
     if args.device == "auto":
@@ -1169,8 +1197,6 @@ def compiled(function: Callable, args: Args) -> Callable:
     options: dict[str, Any] = {
         "cpp_wrapper": args.device == "cpu",  # half the time to compile, and faster calls
         "fallback_random": True,  # the random numbers of the uncompiled function
-        # No checks for changed modules: all that changes in them are tensors, which are inputs.
-        "guard_filter_fn": torch.compiler.skip_guard_on_all_nn_modules_unsafe,
     }
     try:
         torch.compile(torch.sin, options=options)(torch.zeros(1, device=args.device))
@@ -1179,7 +1205,12 @@ def compiled(function: Callable, args: Args) -> Callable:
         say(f"{SCRIPT}: cannot compile here, so learning is slower: {reason}", sys.stderr)
         return function
     say("compiling at the first use: up to a minute, and a few seconds in later runs")
-    return torch.compile(function, fullgraph=True, options=options)
+    # Do not check the modules for changes at every call, which takes 3% of an update: only their
+    # tensors change, and these are inputs of the graph. So that a second agent does not run the
+    # graph of the first, isolate_recompiles gives each its own.
+    options["guard_filter_fn"] = torch.compiler.skip_guard_on_all_nn_modules_unsafe
+    settings: dict[str, Any] = {"fullgraph": True, "isolate_recompiles": True, "options": options}
+    return torch.compile(function, **settings)
 
 
 def to_tensor(array: np.ndarray, device: str) -> Tensor:
@@ -1219,13 +1250,17 @@ def load_checkpoint(path: Path) -> dict[str, Any]:
 
 def read_flags() -> tuple[Args, dict[str, Any] | None]:
     """The flags, and the checkpoint of --resume or --evaluate, which sets those not given."""
-    args, checkpoint = tyro.cli(Args), None
-    if sum(value is not None for value in (args.resume, args.evaluate, args.run_dir)) > 1:
+    parser = argparse.ArgumentParser(add_help=False, allow_abbrev=False)
+    for flag in "--resume", "--evaluate", "--run-dir":  # read first: they set the others' defaults
+        parser.add_argument(flag)
+    given, _ = parser.parse_known_args()
+    if sum(value is not None for value in vars(given).values()) > 1:
         fail("give one of --resume, --evaluate and --run-dir: the first two name a run themselves")
-    path = args.resume or args.evaluate
-    if isinstance(path, Path):
-        if args.resume or path.suffix != ".pt":
-            path /= "checkpoint.pt" if args.resume else "best.pt"
+    saved, checkpoint = Args(), None
+    if given.resume or given.evaluate not in (None, *typing.get_args(Baseline)):
+        path = Path(given.resume or given.evaluate)
+        if given.resume or path.suffix != ".pt":
+            path /= "checkpoint.pt" if given.resume else "best.pt"
         checkpoint = load_checkpoint(path)
         try:
             saved = Args(**checkpoint["args"])
@@ -1233,7 +1268,8 @@ def read_flags() -> tuple[Args, dict[str, Any] | None]:
             fail(f"{path} was written by a version with other flags: {error}")
         if saved.device == "cuda" and not torch.cuda.is_available():
             saved.device = "auto"
-        args = tyro.cli(Args, default=saved)
+    args = tyro.cli(Args, default=saved)
+    if checkpoint:
         for name, hint in typing.get_type_hints(Args, include_extras=True).items():
             before, now = getattr(saved, name), getattr(args, name)
             if args.resume and before != now and "fixed" in typing.get_args(hint):

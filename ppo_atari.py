@@ -18,6 +18,7 @@ Expect: Pong 20 (three seeds), Breakout 42 (one seed), mean of the last 100 game
 
 from __future__ import annotations
 
+import argparse
 import contextlib
 import csv
 import dataclasses
@@ -127,7 +128,7 @@ class AtariGames:
     A game begins with up to 30 no-ops, and with the fire button where it waits for that.
     """
 
-    obs: Tensor  # [N, 4, 84, 84] uint8; in colour [N, 4, 210, 160, 3]
+    obs: Tensor  # [N, 84, 84, 4] uint8, contiguous; in colour [N, 210, 160, 3, 4]
 
     def __init__(self, args: Args, num_envs: int, colour: bool = False) -> None:
         self.envs = make_envs(args, num_envs, colour)
@@ -142,20 +143,23 @@ class AtariGames:
     def reset(self, ended: np.ndarray, seeds: np.ndarray | None = None) -> None:
         """Begin a new game where ended [N] is true."""
         if ended.any():
-            obs, info = self.envs.reset(seed=seeds, options={"reset_mask": ended})
-            self.obs, self.lives = torch.from_numpy(obs).to(self.device), info["lives"]
+            self.observe(*self.envs.reset(seed=seeds, options={"reset_mask": ended}))
 
     def step(self, action: Tensor) -> tuple[np.ndarray, np.ndarray, np.ndarray, np.ndarray]:
         """Play action [N]; returns the raw reward, terminated, truncated, life_lost, each [N]."""
         lives = self.lives
         obs, reward, terminated, truncated, info = self.envs.step(action.cpu().numpy())
-        self.obs, self.lives = torch.from_numpy(obs).to(self.device), info["lives"]
+        self.observe(obs, info)
         return reward.astype(np.float32), terminated, truncated, self.lives < lives
+
+    def observe(self, obs: np.ndarray, info: dict[str, Any]) -> None:
+        self.obs = torch.from_numpy(obs).to(self.device).movedim(1, -1).contiguous()
+        self.lives = info["lives"]
 
 
 # [/shared]
 class Features(nn.Module):
-    """The convolutions of Mnih et al. 2015: uint8 frames [B, 4, 84, 84] -> features [B, 512]."""
+    """The convolutions of Mnih et al. 2015: uint8 frames [B, 84, 84, 4] -> features [B, 512]."""
 
     def __init__(self, args: Args) -> None:
         super().__init__()
@@ -171,15 +175,15 @@ class Features(nn.Module):
             orthogonal(nn.Linear(64 * 7 * 7, 512)),
             nn.ReLU(),
         )
-        # Convolutions are several times faster with the channels of a pixel next to each other.
+        # Convolutions are several times faster with the channels of a pixel side by side in memory.
         self.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
 
     def forward(self, obs: Tensor) -> Tensor:
-        return self.layers(self.standardise(obs.contiguous(memory_format=torch.channels_last)))
+        return self.layers(self.standardise(obs.movedim(-1, 1)))  # [B, 4, 84, 84], not copied
 
 
 class ActorCritic(nn.Module):
-    """Policy and value: frames [B, 4, 84, 84] -> logits of the actions [B, A], value [B]."""
+    """Policy and value: frames [B, 84, 84, 4] -> logits of the actions [B, A], value [B]."""
 
     def __init__(self, num_actions: int, args: Args) -> None:
         super().__init__()
@@ -197,7 +201,7 @@ class ActorCritic(nn.Module):
 class Batch(NamedTuple):
     """Steps to learn from."""
 
-    obs: Tensor  # [B, 4, 84, 84] uint8
+    obs: Tensor  # [B, 84, 84, 4] uint8
     action: Tensor  # [B]
     log_prob: Tensor  # [B], of the action under the policy that played
     value: Tensor  # [B], under that policy
@@ -228,7 +232,7 @@ class Rollout:
 
     def __init__(self, num_envs: int, args: Args) -> None:
         shape, device = (args.num_steps, num_envs), args.device
-        self.obs = torch.zeros(*shape, 4, 84, 84, dtype=torch.uint8, device=device)
+        self.obs = torch.zeros(*shape, 84, 84, 4, dtype=torch.uint8, device=device)
         self.action = torch.zeros(shape, dtype=torch.int64, device=device)
         self.log_prob, self.value, self.next_value = torch.zeros(3, *shape, device=device)
         self.reward = np.zeros(shape, np.float32)  # raw
@@ -272,11 +276,13 @@ class Agent(nn.Module):
         super().__init__()
         self.args = args
         self.net = ActorCritic(num_actions, args)
-        self.optimizer = torch.optim.Adam(self.parameters(), args.learning_rate, eps=1e-5)
+        self.optimizer = torch.optim.Adam(
+            self.parameters(), args.learning_rate, eps=1e-5, fused=True
+        )
 
     @torch.no_grad()
     def act(self, obs: Tensor) -> tuple[Tensor, Tensor]:
-        """Log-probabilities of the actions [N, A] and values [N], given obs [N, 4, 84, 84]."""
+        """Log-probabilities of the actions [N, A] and values [N], given obs [N, 84, 84, 4]."""
         logits, value = self.net(obs)
         return logits.log_softmax(1), value
 
@@ -329,7 +335,7 @@ class Agent(nn.Module):
         self.optimizer.param_groups[0]["lr"] = self.args.learning_rate * left
 
     def player(self, num_games: int) -> Callable[[Tensor], Tensor]:
-        """The policy in num_games new games: obs [N, 4, 84, 84] -> logits [N, A]."""
+        """The policy in num_games new games: obs [N, 84, 84, 4] -> logits [N, A]."""
         return lambda obs: self.net(obs)[0]
 
 
@@ -368,7 +374,7 @@ def train(args: Args, checkpoint: dict[str, Any] | None = None) -> Path:
                 break
 
         # After learning, which must see the observations as acting did
-        agent.net.features.standardise.update(data.obs[:, -1], ranks.mean)
+        agent.net.features.standardise.update(data.obs[..., -1], ranks.mean)
         losses = {name: torch.stack([log[name] for log in logs]).mean() for name in losses}
         unexplained = (data.returns - data.value).var() / data.returns.var().clamp(min=1e-8)
         losses["explained_variance"] = 1 - unexplained
@@ -403,7 +409,7 @@ def evaluate(policy: Callable[[Tensor], Tensor], args: Args, env_step: int) -> d
         sampled = logits.softmax(1).multinomial(1, generator=generator).squeeze(1)
         action = logits.argmax(1) if args.greedy_eval else sampled
         if args.capture_video and playing[0]:
-            frames.append(camera.obs[0, -1].cpu().numpy())
+            frames.append(camera.obs[0, ..., -1].cpu().numpy())
             camera.step(action[:1])
         reward, terminated, truncated, _ = games.step(action)
         returns += reward * playing
@@ -812,6 +818,17 @@ def summary(returns: Any, lengths: Any) -> dict[str, float]:
     return dict(zip(names, map(float, numbers))) | {"episodes": len(returns)}
 
 
+def check_video(env: Any, env_id: str) -> None:
+    """Exit before training if --capture-video cannot work."""
+    try:
+        import moviepy  # noqa: F401
+    except ImportError:
+        fail("--capture-video needs the package moviepy: pip install moviepy")
+    env.reset(seed=0)
+    if np.shape(env.render())[2:] != (3,):
+        fail(f"--capture-video: {env_id} does not render RGB images")
+
+
 def save_video(frames: list, fps: int, args: Args, env_step: int) -> None:
     """Write an episode's frames, [H, W, 3] each, to an MP4 file in the run folder's videos/."""
     from gymnasium.utils import save_video  # needs moviepy
@@ -823,6 +840,7 @@ def save_video(frames: list, fps: int, args: Args, env_step: int) -> None:
 def start_torch(args: Args) -> None:
     """Seed PyTorch, and choose the device and the precision of float32 products."""
     torch.manual_seed(args.seed)
+    np.seterr(over="ignore")  # beyond float32 becomes infinite, which check_finite refuses
     if args.device == "cuda" and not torch.cuda.is_available():
         fail("--device is cuda, but PyTorch finds no GPU here; use --device cpu")
     if args.device == "auto":
@@ -842,8 +860,6 @@ def compiled(function: Callable, args: Args) -> Callable:
     options: dict[str, Any] = {
         "cpp_wrapper": args.device == "cpu",  # half the time to compile, and faster calls
         "fallback_random": True,  # the random numbers of the uncompiled function
-        # No checks for changed modules: all that changes in them are tensors, which are inputs.
-        "guard_filter_fn": torch.compiler.skip_guard_on_all_nn_modules_unsafe,
     }
     try:
         torch.compile(torch.sin, options=options)(torch.zeros(1, device=args.device))
@@ -852,7 +868,12 @@ def compiled(function: Callable, args: Args) -> Callable:
         say(f"{SCRIPT}: cannot compile here, so learning is slower: {reason}", sys.stderr)
         return function
     say("compiling at the first use: up to a minute, and a few seconds in later runs")
-    return torch.compile(function, fullgraph=True, options=options)
+    # Do not check the modules for changes at every call, which takes 3% of an update: only their
+    # tensors change, and these are inputs of the graph. So that a second agent does not run the
+    # graph of the first, isolate_recompiles gives each its own.
+    options["guard_filter_fn"] = torch.compiler.skip_guard_on_all_nn_modules_unsafe
+    settings: dict[str, Any] = {"fullgraph": True, "isolate_recompiles": True, "options": options}
+    return torch.compile(function, **settings)
 
 
 def to_tensor(array: np.ndarray, device: str) -> Tensor:
@@ -892,13 +913,17 @@ def load_checkpoint(path: Path) -> dict[str, Any]:
 
 def read_flags() -> tuple[Args, dict[str, Any] | None]:
     """The flags, and the checkpoint of --resume or --evaluate, which sets those not given."""
-    args, checkpoint = tyro.cli(Args), None
-    if sum(value is not None for value in (args.resume, args.evaluate, args.run_dir)) > 1:
+    parser = argparse.ArgumentParser(add_help=False, allow_abbrev=False)
+    for flag in "--resume", "--evaluate", "--run-dir":  # read first: they set the others' defaults
+        parser.add_argument(flag)
+    given, _ = parser.parse_known_args()
+    if sum(value is not None for value in vars(given).values()) > 1:
         fail("give one of --resume, --evaluate and --run-dir: the first two name a run themselves")
-    path = args.resume or args.evaluate
-    if isinstance(path, Path):
-        if args.resume or path.suffix != ".pt":
-            path /= "checkpoint.pt" if args.resume else "best.pt"
+    saved, checkpoint = Args(), None
+    if given.resume or given.evaluate not in (None, *typing.get_args(Baseline)):
+        path = Path(given.resume or given.evaluate)
+        if given.resume or path.suffix != ".pt":
+            path /= "checkpoint.pt" if given.resume else "best.pt"
         checkpoint = load_checkpoint(path)
         try:
             saved = Args(**checkpoint["args"])
@@ -906,7 +931,8 @@ def read_flags() -> tuple[Args, dict[str, Any] | None]:
             fail(f"{path} was written by a version with other flags: {error}")
         if saved.device == "cuda" and not torch.cuda.is_available():
             saved.device = "auto"
-        args = tyro.cli(Args, default=saved)
+    args = tyro.cli(Args, default=saved)
+    if checkpoint:
         for name, hint in typing.get_type_hints(Args, include_extras=True).items():
             before, now = getattr(saved, name), getattr(args, name)
             if args.resume and before != now and "fixed" in typing.get_args(hint):

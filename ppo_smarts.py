@@ -18,6 +18,7 @@ Expect: in light traffic 54% of the cars cross and 14% collide after 41k steps (
 
 from __future__ import annotations
 
+import argparse
 import contextlib
 import csv
 import dataclasses
@@ -946,6 +947,17 @@ def summary(returns: Any, lengths: Any) -> dict[str, float]:
     return dict(zip(names, map(float, numbers))) | {"episodes": len(returns)}
 
 
+def check_video(env: Any, env_id: str) -> None:
+    """Exit before training if --capture-video cannot work."""
+    try:
+        import moviepy  # noqa: F401
+    except ImportError:
+        fail("--capture-video needs the package moviepy: pip install moviepy")
+    env.reset(seed=0)
+    if np.shape(env.render())[2:] != (3,):
+        fail(f"--capture-video: {env_id} does not render RGB images")
+
+
 def save_video(frames: list, fps: int, args: Args, env_step: int) -> None:
     """Write an episode's frames, [H, W, 3] each, to an MP4 file in the run folder's videos/."""
     from gymnasium.utils import save_video  # needs moviepy
@@ -957,6 +969,7 @@ def save_video(frames: list, fps: int, args: Args, env_step: int) -> None:
 def start_torch(args: Args) -> None:
     """Seed PyTorch, and choose the device and the precision of float32 products."""
     torch.manual_seed(args.seed)
+    np.seterr(over="ignore")  # beyond float32 becomes infinite, which check_finite refuses
     if args.device == "cuda" and not torch.cuda.is_available():
         fail("--device is cuda, but PyTorch finds no GPU here; use --device cpu")
     if args.device == "auto":
@@ -976,8 +989,6 @@ def compiled(function: Callable, args: Args) -> Callable:
     options: dict[str, Any] = {
         "cpp_wrapper": args.device == "cpu",  # half the time to compile, and faster calls
         "fallback_random": True,  # the random numbers of the uncompiled function
-        # No checks for changed modules: all that changes in them are tensors, which are inputs.
-        "guard_filter_fn": torch.compiler.skip_guard_on_all_nn_modules_unsafe,
     }
     try:
         torch.compile(torch.sin, options=options)(torch.zeros(1, device=args.device))
@@ -986,7 +997,12 @@ def compiled(function: Callable, args: Args) -> Callable:
         say(f"{SCRIPT}: cannot compile here, so learning is slower: {reason}", sys.stderr)
         return function
     say("compiling at the first use: up to a minute, and a few seconds in later runs")
-    return torch.compile(function, fullgraph=True, options=options)
+    # Do not check the modules for changes at every call, which takes 3% of an update: only their
+    # tensors change, and these are inputs of the graph. So that a second agent does not run the
+    # graph of the first, isolate_recompiles gives each its own.
+    options["guard_filter_fn"] = torch.compiler.skip_guard_on_all_nn_modules_unsafe
+    settings: dict[str, Any] = {"fullgraph": True, "isolate_recompiles": True, "options": options}
+    return torch.compile(function, **settings)
 
 
 def to_tensor(array: np.ndarray, device: str) -> Tensor:
@@ -1026,13 +1042,17 @@ def load_checkpoint(path: Path) -> dict[str, Any]:
 
 def read_flags() -> tuple[Args, dict[str, Any] | None]:
     """The flags, and the checkpoint of --resume or --evaluate, which sets those not given."""
-    args, checkpoint = tyro.cli(Args), None
-    if sum(value is not None for value in (args.resume, args.evaluate, args.run_dir)) > 1:
+    parser = argparse.ArgumentParser(add_help=False, allow_abbrev=False)
+    for flag in "--resume", "--evaluate", "--run-dir":  # read first: they set the others' defaults
+        parser.add_argument(flag)
+    given, _ = parser.parse_known_args()
+    if sum(value is not None for value in vars(given).values()) > 1:
         fail("give one of --resume, --evaluate and --run-dir: the first two name a run themselves")
-    path = args.resume or args.evaluate
-    if isinstance(path, Path):
-        if args.resume or path.suffix != ".pt":
-            path /= "checkpoint.pt" if args.resume else "best.pt"
+    saved, checkpoint = Args(), None
+    if given.resume or given.evaluate not in (None, *typing.get_args(Baseline)):
+        path = Path(given.resume or given.evaluate)
+        if given.resume or path.suffix != ".pt":
+            path /= "checkpoint.pt" if given.resume else "best.pt"
         checkpoint = load_checkpoint(path)
         try:
             saved = Args(**checkpoint["args"])
@@ -1040,7 +1060,8 @@ def read_flags() -> tuple[Args, dict[str, Any] | None]:
             fail(f"{path} was written by a version with other flags: {error}")
         if saved.device == "cuda" and not torch.cuda.is_available():
             saved.device = "auto"
-        args = tyro.cli(Args, default=saved)
+    args = tyro.cli(Args, default=saved)
+    if checkpoint:
         for name, hint in typing.get_type_hints(Args, include_extras=True).items():
             before, now = getattr(saved, name), getattr(args, name)
             if args.resume and before != now and "fixed" in typing.get_args(hint):

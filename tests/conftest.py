@@ -208,24 +208,31 @@ class Run:
         return self.process.exitcode, out, err
 
 
+def make_once(factory: pytest.TempPathFactory, name: str, make: Callable[[Path], None]) -> Path:
+    """A folder that make fills, once for all processes of pytest; nobody may write to it later."""
+    base = factory.getbasetemp()
+    base = base.parent if "PYTEST_XDIST_WORKER" in os.environ else base
+    folder = base / name
+    with filelock.FileLock(f"{folder}.lock"):
+        if not folder.exists():
+            folder.mkdir()
+            make(folder)
+    return folder
+
+
 @pytest.fixture(scope="session")
 def finished(tmp_path_factory: pytest.TempPathFactory) -> Callable[[ModuleType], Path]:
     """A function that gives the folder of a small run, made once for each script.
 
-    What the run printed stands beside it, in stdout.txt and stderr.txt. All processes of pytest
-    share these folders, so that nobody may write to them.
+    What the run printed stands beside it, in stdout.txt and stderr.txt.
     """
-    base = tmp_path_factory.getbasetemp()
-    base = base.parent if "PYTEST_XDIST_WORKER" in os.environ else base
 
     def run_dir(script: ModuleType) -> Path:
-        folder = base / f"finished-{script.__name__}"
-        with filelock.FileLock(f"{folder}.lock"):
-            if not folder.exists():
-                folder.mkdir()
-                code, _, err = Run(script, flags(script, run_dir="run"), folder).wait()
-                assert code == 0, err
-        return folder / "run"
+        def make(folder: Path) -> None:
+            code, _, err = Run(script, flags(script, run_dir="run"), folder).wait()
+            assert code == 0, err
+
+        return make_once(tmp_path_factory, f"finished-{script.__name__}", make) / "run"
 
     return run_dir
 
@@ -260,7 +267,7 @@ def register() -> Iterator[Any]:
     """A function that gives a probe an environment id, until the test is over."""
     ids: list[str] = []
 
-    def add(probe: type[Probe]) -> str:
+    def add(probe: Any) -> str:
         ids.append(f"{probe.__name__}-v0")
         gym.register(ids[-1], entry_point=probe)
         return ids[-1]

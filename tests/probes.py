@@ -218,4 +218,4 @@ class RendersAList(RendersNothing):
 
 for probe in list(globals().values()):
     if isinstance(probe, type) and issubclass(probe, Probe):
-        gym.register(f"{probe.__name__}-v0", entry_point=probe)
+        gym.register(f"{probe.__name__}-v0", entry_point=f"probes:{probe.__name__}")

@@ -145,7 +145,7 @@ def test_three_evaluations_at_the_wanted_return_end_the_run(
 
 def wandb_records(path: Path) -> list[Any]:
     """The records of a file of Weights & Biases, which is a log of LevelDB behind 7 bytes."""
-    from wandb.proto.wandb_internal_pb2 import Record
+    Record = importlib.import_module("wandb.proto.wandb_internal_pb2").Record
 
     content, at, records, whole = path.read_bytes(), 7, [], b""
     while at + 7 <= len(content):
@@ -181,7 +181,7 @@ def test_weights_and_biases_gets_each_row_of_the_csv_files_once(tmp_path: Path) 
     second, same_ids = history_rows(run_dir)
     written = [len(rows(path)) for path in run_dir.glob("*.csv")]
     assert written and first + second == sum(written)
-    assert ids == same_ids and len(ids) == 1 and re.fullmatch(r"\w+", *ids)
+    assert ids == same_ids and len(ids) == 1 and all(re.fullmatch(r"\w+", run_id) for run_id in ids)
     assert len(list(run_dir.glob("*.tfevents.*"))) == 2  # one for each part
     assert not list(tmp_path.rglob("wandb/**/*.tfevents.*"))
 
@@ -190,7 +190,7 @@ def test_weights_and_biases_gets_each_row_of_the_csv_files_once(tmp_path: Path) 
 
 
 def printed_return(out: str) -> float:
-    match = re.fullmatch(r"return (\S+) \+/- \S+ over \d+ episodes, .*\n", out)
+    match = re.search(r"^return (\S+) \+/- \S+ over \d+ episodes, .*\n\Z", out, re.M)
     assert match, out
     return float(match[1])
 
@@ -323,10 +323,12 @@ BAD: dict[str, list[tuple[dict[str, Any], list[str]]]] = {
         ({"env_id": "smarts/crossing-v0"}, ["smarts/crossing-v0", "smarts/intersection-4lane-v0"]),
         ({"env_id": "mpe2/simple_speaker_listener_v4"}, ["Discrete(3)", "Discrete(5)"]),
         ({"evaluate": "keep-lane"}, ["keep-lane", "mpe2/simple_spread_v3", "random"]),
-        ({"horizon": 7}, ["--horizon", "smarts/intersection-4lane-v0"]),
+        ({"horizon": 7}, ["--horizon", "smarts/intersection-4lane-v0 only"]),
+        ({"env_id": "smarts/intersection-4lane-v0", "horizon": 0}, ["--horizon is 0"]),
     ],
     "sac_continuous": [({"init_alpha": 0.0}, ["--init-alpha is 0", "greater than 0"])],
     "ppo_atari": [({"num_minibatches": 3}, ["--num-minibatches", "3", "64"])],
+    "ppo_smarts": [({"num_minibatches": 0}, ["--num-minibatches", "0"])],
     "a2c_lstm_atari": [
         ({"temperature_init": 0.5}, ["--temperature-min", "--temperature-init"]),
         ({"model": "linear", "batch_norm": True}, ["--batch-norm", "--model linear"]),
@@ -336,7 +338,7 @@ BAD: dict[str, list[tuple[dict[str, Any], list[str]]]] = {
 BAD_ANYWHERE: list[tuple[dict[str, Any], list[str]]] = [
     ({"gamma": 2.0}, ["--gamma is 2.0", "less than or equal to 1"]),
     ({"gamma": float("nan")}, ["--gamma is nan"]),
-    ({"num_envs": 0}, ["--num-envs is 0", "greater than 0"]),
+    ({"eval_episodes": 0}, ["--eval-episodes is 0", "greater than 0"]),
     ({"seed": 2**31}, ["--seed is 2147483648", "less than 2147483648"]),
     ({"device": "cuda"}, ["--device", "GPU", "cpu"]),
     ({"resume": "nowhere"}, ["nowhere", "run folder"]),
@@ -345,11 +347,6 @@ BAD_ANYWHERE: list[tuple[dict[str, Any], list[str]]] = [
     ({"evaluate": "nowhere"}, ["nowhere", "run folder"]),
     ({"evaluate": "nowhere.pt"}, ["nowhere.pt"]),
 ]
-CANNOT_CHANGE = {  # flags of a resumed run, and what the sentence names
-    "continuous": ("--layer-norm", "layer_norm False"),
-    "atari": ("--env-id ALE/Breakout-v5", "env_id ALE/Pong-v5"),
-    "smarts": ("--action-type continuous", "action_type lane"),
-}
 
 
 def assert_refused(answer: tuple[Any, str, str], *named: str) -> None:
@@ -389,8 +386,7 @@ def test_unusable_run_folders_end_in_one_sentence(
     assert_refused(call(script, *again), folder, "--resume", "--run-dir")
     assert_refused(call(script, "--resume", folder), "finished", "--total-timesteps")
     resume = ["--resume", folder, "--total-timesteps", "2000"]
-    flag, reason = CANNOT_CHANGE[kind(script)]
-    assert_refused(call(script, *resume, *flag.split()), reason, "cannot be changed")
+    assert_refused(call(script, *resume, "--seed", "5"), "seed 1", "cannot be changed")
 
     checkpoint = torch.load(path)
     renamed = {f"old.{name}": weight for name, weight in checkpoint["agent"].items()}

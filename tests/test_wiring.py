@@ -157,8 +157,8 @@ def test_a_training_loop_does_what_its_flags_say(script: ModuleType, spy: Spy) -
     resets = [told for _, told in spy.calls["reset"] if isinstance(told, tuple)]
     for i in range(2):
         seeds = [seed for number, seed in resets if number == i]
-        expected = [script.episode_seed(args.seed, i, n) for n in range(len(seeds))]
-        assert seeds == expected and len(seeds) == 1 + 29 // (3 + i)
+        own = [script.episode_seed(args.seed, i, n) for n in range(len(seeds))]
+        assert seeds == own and len(seeds) == 1 + 29 // (3 + i)
 
 
 def test_the_noise_follows_its_schedule_and_the_episodes(script: ModuleType, spy: Spy) -> None:

@@ -364,7 +364,7 @@ def on_page_markdown(text: str, page: Page, config: MkDocsConfig, files: Files) 
     def replace(match: re.Match[str]) -> str:
         kind, word = match[1], match[2]
         if kind == "include":
-            included = (ROOT / word).read_text()
+            included = (ROOT / word).read_text().strip("\n")
             return re.sub(r"^# .*\n", "", included) if "results" in word else included
         made: dict[str, Callable[[], str]] = {
             "flags": lambda: flag_tables(name),

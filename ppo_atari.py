@@ -325,7 +325,8 @@ class Agent(nn.Module):
     def step(self, grads: list[Tensor]) -> None:
         """A step of the optimizer, with gradients scaled down to a norm of max_grad_norm."""
         for param, grad in zip(self.parameters(), grads):
-            param.grad = grad
+            # Fused Adam pairs elements by their place in memory, so both need the same layout.
+            param.grad = torch.empty_like(param).copy_(grad)
         nn.utils.clip_grad_norm_(self.parameters(), self.args.max_grad_norm)
         self.optimizer.step()
 

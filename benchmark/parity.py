@@ -59,7 +59,7 @@ DETERMINISTIC: dict[str, Any] = OFF_POLICY | {
     "noise_decay_steps": 0,
 }
 SETTINGS: dict[str, dict[str, Any]] = {
-    "ddpg": DETERMINISTIC | {"target_update_interval": 1},
+    "ddpg": DETERMINISTIC,
     "td3": DETERMINISTIC
     | {"num_critics": 2, "policy_delay": 2, "target_noise_std": 0.2, "target_noise_clip": 0.5},
     "sac": OFF_POLICY
@@ -74,7 +74,6 @@ SETTINGS: dict[str, dict[str, Any]] = {
         "autotune": True,
         "init_alpha": 1.0,
         "target_entropy": "auto",
-        "use_sde": False,
     },
     "ppo": {
         "num_envs": 8,

@@ -14,7 +14,7 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
-from conftest import ROOT, rows
+from conftest import ROOT, make_args, rows
 from scipy import stats
 
 sys.path.insert(0, str(ROOT / "benchmark"))
@@ -82,8 +82,10 @@ def test_a_run_writes_what_our_scripts_write(
     monkeypatch.setitem(parity.SETTINGS[algorithm], "learning_starts", 500)
     args = run(tmp_path, algorithm, "Pendulum-v1", 600)
     parity.train(args)
-    for name, expected in script.Logger.COLUMNS.items():
-        assert columns(args.run_dir / f"{name}.csv") == expected.split(",")
+    changes = {"env_id": "Pendulum-v1", "total_timesteps": 400, "eval_interval": 200}
+    ours = script.train(make_args(script, run_dir=tmp_path / "ours", **changes))
+    for name in "episodes.csv", "evaluations.csv":
+        assert columns(args.run_dir / name) == columns(ours / name)
     episodes = rows(args.run_dir / "episodes.csv")
     assert [row["env_step"] for row in episodes] == ["200", "400", "600"]
     assert {row["episodic_length"] for row in episodes} == {"200"}

@@ -189,6 +189,9 @@ def test_a_training_loop_does_what_its_flags_say(spy: Any) -> None:
     assert len(run.rollouts) == 4 and counters["env_step"] == 96
     assert counters["updates"] == len(run.rates) == len(run.minibatches) == 4 * 3 * 4
     assert counters["episodes"] == [12, 12]  # of 4 steps each
+    # The return of an episode is that of all agents: 2 steps of 1, 3 of 2 and 4 of 3.
+    episodes = rows(run.args.run_dir / "episodes.csv")
+    assert {(r["episodic_return"], r["episodic_length"]) for r in episodes} == {("20.0", "4")}
     # The rate of a rollout is that of its first step, and falls to 0.
     assert run.rates == pytest.approx(
         [1e-3 * left for left in (1, 0.75, 0.5, 0.25) for _ in range(12)]

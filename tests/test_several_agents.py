@@ -6,7 +6,7 @@ import sys
 from collections.abc import Callable
 from pathlib import Path
 from types import ModuleType
-from typing import Any
+from typing import Any, ClassVar
 
 import gymnasium as gym
 import numpy as np
@@ -201,6 +201,20 @@ def test_agents_are_live_from_their_first_observation_until_they_are_gone(toy: A
     assert [step.reward.tolist() for step in steps[1:3]] == [[1, 0, 1], [0, 0, 1]]
 
 
+def test_an_agent_that_is_observed_but_not_among_the_agents_is_not_live(toy: Any) -> None:
+    class Ghost(Toy):
+        def step(self, actions: dict[str, Any]) -> tuple[dict[str, Any], ...]:
+            obs, *rest = super().step(actions)
+            self.agents = [name for name in self.agents if name != "c"]
+            return obs, *rest
+
+    env = toy(Ghost)
+    env.reset(1)
+    step = env.step(np.arange(3))
+    assert step.live.tolist() == [True, True, False] == (~step.truncated).tolist()
+    assert step.last_obs[2].tolist() == [30, 1, 2] and not step.obs[2].any()
+
+
 def test_rewards_may_be_arrays_of_one_number(toy: Any) -> None:
     class Arrays(Toy):
         def step(self, actions: dict[str, Any]) -> tuple[dict[str, Any], ...]:
@@ -223,17 +237,18 @@ def test_an_environment_that_takes_no_render_mode_is_given_one_only_for_films(
     assert "render_mode" in capsys.readouterr().err
 
     class Blind(Toy):
+        modes: ClassVar[list[str]] = []
+
         def __init__(self, render_mode: str = "") -> None:
-            self.render_mode = render_mode
+            self.modes.append(render_mode)
 
         def render(self) -> None:
             return None
 
     toy(Blind)
-    env = ppo.make_env(args, film=True)
-    assert env.env.render_mode == "rgb_array"
     with pytest.raises(SystemExit):
-        env.render()
+        ppo.make_env(args, film=True)
+    assert Blind.modes == ["", "rgb_array"]
     err = capsys.readouterr().err
     assert "--capture-video" in err and "RGB" in err and err.count("\n") == 1
 

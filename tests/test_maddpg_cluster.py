@@ -22,7 +22,8 @@ import maddpg_ray as cluster
 import maddpg_smarts as maddpg
 
 ray = pytest.importorskip("ray")
-os.environ["RAY_worker_niceness"] = "0"  # Ray's 15 would starve them beside other tests
+# Ray's 15 would starve the workers beside other tests.
+os.environ["RAY_worker_niceness"] = "0"  # noqa: SIM112
 
 SMALL: dict[str, Any] = COMMON | {
     "env_id": "mpe2/simple_spread_v3",

@@ -2,12 +2,11 @@
 
 A policy plays a few steps in many games at once. Then actions that led to more reward than expected
 are made more probable, and the others less probable; each step is used once. The policy has a
-memory, a long short-term memory (LSTM): its state is carried from step to step and from rollout to
-rollout, and set to zero where a new game begins. Gradients stay within a rollout.
+memory, the state of an LSTM, which is set to zero where a new game begins.
 
-    play       T steps of N games: (h, c) = LSTM(s, (h, c)),  a ~ π(a|h); store (s, a, r, V)
-    advantage  A = Σ (γλ)^k δ_k,  δ = r + γ (1 - terminated) V(s') - V(s)
-    learn      once, from the LSTM's first state: maximise log π(a|h) A, and fit V to A + V
+    play     T steps of N games: (h, c) = LSTM(s, (h, c)),  a ~ π(a|h); store (s, a, r, V)
+    learn    once, from the LSTM's first state: maximise log π(a|h) A, and fit V to A + V,
+             where A = Σ (γλ)^k δ_k and δ = r + γ (1 - terminated) V(s') - V(s)
 
 Paper:  Mnih et al. 2016, Asynchronous Methods for Deep Reinforcement Learning, arXiv:1602.01783
 Run:    python a2c_lstm_atari.py --env-id ALE/Pong-v5
@@ -125,9 +124,9 @@ class Args:
 class AtariGames:
     """N games in ALE's vector environment, preprocessed as for DQN (Mnih et al. 2015).
 
-    Each action is held for four frames. The pixelwise maximum of the last two (some games draw an
-    object in every second frame only) makes one grey image; an observation is the last four images.
-    A game begins with up to 30 no-ops, and with the fire button where it waits for that.
+    Each action is held for four frames. The pixelwise maximum of the last two makes one grey image,
+    since some games draw an object in every second frame only; an observation is the last four.
+    A game begins with up to 30 no-ops, then with the fire button if it waits for that.
     """
 
     obs: Tensor  # [N, 84, 84, 4] uint8, contiguous; in colour [N, 210, 160, 3, 4]
@@ -161,10 +160,7 @@ class AtariGames:
 
 # [/shared]
 class Features(nn.Module):
-    """The layers before the LSTM: uint8 frames [B, 84, 84, 4] -> features [B, size].
-
-    --model linear is one layer, on the difference of the last two frames. It and cnn have no LSTM.
-    """
+    """The layers before the LSTM, which only cnn-lstm has: uint8 [B, 84, 84, 4] -> [B, size]."""
 
     def __init__(self, args: Args) -> None:
         super().__init__()
@@ -424,7 +420,7 @@ def evaluate(policy: Callable[[Tensor], Tensor], args: Args, env_step: int) -> d
     """Play whole games in parallel with policy ([N, ...] -> logits [N, A]), for their raw scores.
 
     Returns the columns of evaluations.csv. The games and the sampled actions depend on the step
-    only, so a resumed run is evaluated like any other.
+    only, so a resumed run gives the same evaluations.
     """
     games = AtariGames(args, args.eval_episodes)
     games.begin(args.seed, 10_000, env_step)
@@ -548,13 +544,15 @@ class Run:
     parts are the objects whose state_dict a checkpoint holds; "agent" is one of them.
     """
 
-    COUNTERS = "env_step updates episodes evaluations next_evaluation seconds csv_bytes wandb_id"
+    COUNTERS = """env_step updates episodes evaluations next_evaluation losses next_losses seconds
+        csv_bytes wandb_id"""
 
     def __init__(self, args: Args, checkpoint: dict[str, Any] | None, **parts: Any) -> None:
         self.args, self.parts = args, parts
         self.env_step = self.updates = self.signal = self.next_losses = 0
         self.episodes = [0] * args.num_envs  # finished episodes of each environment
         self.evaluations: list[float] = []  # mean returns
+        self.losses: dict[str, float] = {}  # the newest of each
         self.next_evaluation, self.seconds, self.wandb_id = math.inf, 0.0, uuid4().hex
         self.csv_bytes: dict[str, int] = {}  # lengths of the CSV files at the last checkpoint
         self.returns, self.lengths = np.zeros(args.num_envs), np.zeros(args.num_envs, int)
@@ -564,6 +562,8 @@ class Run:
             for name, part in parts.items():
                 part.load_state_dict(checkpoint[name])
             torch.set_rng_state(checkpoint["torch_rng"])
+            if torch.cuda.is_available() and checkpoint["cuda_rng"]:
+                torch.cuda.set_rng_state_all(checkpoint["cuda_rng"])
         interval = args.eval_interval
         due = (self.env_step // interval + 1) * interval
         self.next_evaluation = min(self.next_evaluation, due)
@@ -630,7 +630,7 @@ class Run:
         return [episode_seed(self.args.seed, i, n) for i, n in enumerate(self.episodes)]
 
     def check_finite(self, **quantities: Any) -> None:
-        """Exit before a number that is not finite is learnt from or saved."""
+        """Exit before a number that is not finite is learned from or saved."""
         check_finite(f"after step {self.env_step}", **quantities)
 
     def step(self, reward: np.ndarray, ended: np.ndarray) -> None:
@@ -649,14 +649,15 @@ class Run:
 
     def log_losses(self, losses: dict[str, Tensor]) -> None:
         """Check that the losses are finite, and log them every thousand steps."""
-        row = {name: float(loss) for name, loss in losses.items()}
-        self.check_finite(**row)
+        self.losses |= {name: float(loss) for name, loss in losses.items()}
+        self.check_finite(**self.losses)
+        # The first row comes after 1000 steps of learning, when there is a value of every loss.
         self.next_losses = self.next_losses or self.env_step + 1_000
         if self.env_step >= self.next_losses or self.finished:
             self.next_losses = self.env_step + 1_000
-            self.write_row("losses", {"seconds": self.elapsed()} | row)
+            self.write_row("losses", {"seconds": self.elapsed()} | self.losses)
             steps, seconds = self.env_step - self.first_step, self.elapsed() - self.seconds
-            self.log(losses=row, charts={"SPS": steps / max(seconds, 0.01)})
+            self.log(losses=self.losses, charts={"SPS": steps / max(seconds, 0.01)})
 
     def evaluate_if_due(self, evaluate: Callable[[], dict[str, Any]]) -> None:
         """Log what evaluate returns, and keep the best agent in best.pt."""
@@ -682,7 +683,7 @@ class Run:
         self.stopped = goal is not None and len(last) == 3 and min(last) >= goal
 
     def save_if_due(self, episode_ended: bool = True) -> None:
-        """Save a checkpoint: at the end of an episode if it can wait, since a run resumes there."""
+        """Save if due; wait for the end of an episode if one comes soon: a run resumes at one."""
         signalled, steps = self.signal, self.env_step - self.saved_at
         due = steps >= self.args.save_interval * (1 if episode_ended else 2)
         if due or signalled or self.finished:
@@ -700,6 +701,7 @@ class Run:
             "args": dataclasses.asdict(self.args) | unset,
             "run": counters | {"seconds": self.elapsed()},
             "torch_rng": torch.get_rng_state(),
+            "cuda_rng": torch.cuda.get_rng_state_all(),
         }
         state |= {part: value.state_dict() for part, value in parts.items()}
         self.tensorboard.flush()  # so that a killed run has all points up to the checkpoint

@@ -2,8 +2,8 @@
 
 A critic Q(s, a) learns the expected discounted return of an action, from random samples of past
 transitions (the replay buffer). An actor μ(s) learns the action that maximises the critic, by
-gradient ascent. Slowly updated copies of both, the targets, stabilise what the critic learns
-towards, and noise on the actions explores.
+gradient ascent. The critic learns from slowly updated copies of both networks (the targets), which
+keeps learning stable. Noise on the actions makes the agent explore.
 
     act        a = μ(s) + noise, and store (s, a, r, terminated, s')
     critic     minimise (Q(s, a) - y)²,  y = r + γ (1 - terminated) Q'(s', μ'(s'))
@@ -44,14 +44,7 @@ import torch.nn as nn
 import torch.nn.functional as F
 import tyro
 from gymnasium.vector import AutoresetMode, SyncVectorEnv
-from pydantic import (
-    Field,
-    NonNegativeFloat,
-    NonNegativeInt,
-    PositiveInt,
-    TypeAdapter,
-    ValidationError,
-)
+from pydantic import Field, NonNegativeFloat, PositiveInt, TypeAdapter, ValidationError
 from torch import Tensor
 from torch.utils.tensorboard import SummaryWriter
 from tqdm import tqdm
@@ -61,6 +54,7 @@ MAX_EPISODE = 100_000  # steps after which an evaluation cuts an episode off
 T = TypeVar("T")
 Fixed = Annotated[T, "fixed"]  # a flag that a resumed run cannot change
 Fraction = Annotated[float, Field(ge=0, le=1)]
+Steps = Annotated[int, Field(ge=0)]
 Seed = Annotated[int, Field(ge=0, lt=2**31)]
 Baseline = Literal["untrained", "random"]  # policies that need no checkpoint
 
@@ -70,13 +64,13 @@ class Args:
     # Task. Lengths are in environment steps, summed over all parallel environments.
     env_id: Fixed[str] = "HopperBulletEnv-v0"  # any Gymnasium id with continuous (Box) actions
     total_timesteps: PositiveInt = 1_000_000  # length of the training
-    num_envs: Fixed[PositiveInt] = 1  # parallel environments; the updates per step stay the same
-    seed: Fixed[Seed] = 1  # of the networks, the noise and the environments
+    num_envs: Fixed[PositiveInt] = 1  # parallel environments; the updates per step do not change
+    seed: Fixed[Seed] = 1  # random seed of the networks, the noise and the environments
 
     # Networks
     actor_hidden_sizes: Fixed[tuple[PositiveInt, ...]] = (256, 256)  # units of each hidden layer
     critic_hidden_sizes: Fixed[tuple[PositiveInt, ...]] = (256, 256)  # units of each hidden layer
-    layer_norm: Fixed[bool] = False  # before each ReLU; parameter noise needs it and sets it
+    layer_norm: Fixed[bool] = False  # layer normalisation before each ReLU; parameter noise sets it
     weights_init: Literal["default", "xavier", "uniform", "orthogonal"] = "default"  # of layers
     bias_init: Literal["default", "zeros", "uniform"] = "default"  # of layers, see init_layer
 
@@ -88,15 +82,15 @@ class Args:
     anneal_lr: bool = False  # anneal the learning rates linearly to 0 over the run
     batch_size: PositiveInt = 256  # transitions per update
     buffer_size: Fixed[PositiveInt] = 200_000  # transitions stored; new ones overwrite the oldest
-    learning_starts: NonNegativeInt = 10_000  # steps of uniform random actions before learning
-    update_every: PositiveInt = 1  # environment steps between rounds of as many updates
+    learning_starts: Steps = 10_000  # steps of uniform random actions before learning
+    update_every: PositiveInt = 1  # steps between learning phases of as many updates
     updates_per_step: PositiveInt = 1  # updates per environment step
 
     # Exploration. Actions are in [-1, 1] here, whatever the environment's own bounds.
     noise_type: Fixed[Literal["gaussian", "ou", "parameter"]] = "gaussian"  # see Noise
     noise_std: NonNegativeFloat = 0.1  # standard deviation of the actions' noise
     noise_std_min: NonNegativeFloat = 0.0  # value that noise_std decays to, linearly
-    noise_decay_steps: NonNegativeInt = 0  # length of the decay; 0 keeps noise_std constant
+    noise_decay_steps: Steps = 0  # length of the decay; 0 keeps noise_std constant
     ou_theta: NonNegativeFloat = 0.15  # Ornstein-Uhlenbeck noise: rate of return to zero
     ou_dt: Fraction = 0.01  # Ornstein-Uhlenbeck noise: time step
 
@@ -140,25 +134,22 @@ def make_env(env_id: str, film: bool = False) -> gym.Env:
                 import shimmy  # noqa: F401
         render_mode: dict[str, Any] = {"render_mode": "rgb_array"} if film else {}
         env = gym.make(env_id, disable_env_checker=True, **render_mode)
-    except (gym.error.Error, ImportError, TypeError) as error:  # names what is near, or missing
+    except (
+        gym.error.Error,
+        ImportError,
+        TypeError,
+    ) as error:  # names similar ids, or what is missing
         fail(f"cannot make {env_id}: {error} (pip install -r requirements.txt installs everything)")
-    space, obs_space = env.action_space, env.observation_space
-    if not isinstance(space, gym.spaces.Box) or len(space.shape) != 1 or space.dtype.kind != "f":
-        fail(
-            f"{env_id} has actions {space}; {SCRIPT} needs a flat Box of floats, as in Pendulum-v1"
-        )
-    width = space.high.astype(float) - space.low
-    if not ((width > 0) & (width < 1e38)).all():
-        fail(f"{env_id} has actions {space}; {SCRIPT} needs finite bounds with low < high")
-    if not obs_space.is_np_flattenable:
-        fail(f"{env_id} has observations {obs_space}, which do not flatten to a vector")
+    check_spaces(env, env_id)
     if film:
         check_video(env, env_id)
-    flat_space = gym.spaces.Box(-np.inf, np.inf, (gym.spaces.flatdim(obs_space),), np.float32)
-    flatten = lambda obs: np.asarray(gym.spaces.flatten(obs_space, obs), np.float32)  # noqa: E731
+    space = env.observation_space
+    flatten = lambda obs: np.asarray(gym.spaces.flatten(space, obs), np.float32)  # noqa: E731
+    flat_space = gym.spaces.Box(-np.inf, np.inf, (gym.spaces.flatdim(space),), np.float32)
     env = gym.wrappers.TransformObservation(env, flatten, flat_space)
+    # Some environments give rewards of shape (1,).
     env = gym.wrappers.TransformReward(env, lambda reward: np.asarray(reward).item())
-    return gym.wrappers.RescaleAction(env, *np.array([-1, 1], space.dtype))
+    return gym.wrappers.RescaleAction(env, *np.array([-1, 1], env.action_space.dtype))
 
 
 def dimensions(env: gym.Env) -> tuple[int, int]:
@@ -235,10 +226,10 @@ class ReplayBuffer(nn.Module):
         self.reward = nn.Buffer(torch.zeros(self.capacity))
         self.terminated = nn.Buffer(torch.zeros(self.capacity))
         self.next_obs = nn.Buffer(torch.zeros(self.capacity, obs_dim))
-        self.added = 0  # transitions, the overwritten ones included
+        self.added = 0  # transitions so far, the overwritten ones included
 
     def add(self, *transition: np.ndarray | Tensor) -> None:
-        """Store one transition of every environment: its parts in Batch's order, each [N, ...]."""
+        """Store a transition of every environment: the fields of Batch in order, each [N, ...]."""
         start = self.added % self.capacity
         self.added += len(transition[0])
         for name, value in zip(Batch._fields, transition):
@@ -287,13 +278,13 @@ class Noise(nn.Module):
         self.x[ended] = 0.0
 
     def adapt(self, actor: nn.Module, obs: Tensor, std: float) -> None:
-        """Adapt to the actor after its updates, given observations [B, O] (ParameterNoise)."""
+        """Called after updates with observations [B, O]; only ParameterNoise uses it."""
 
 
 def noise_std(args: Args, env_step: int) -> float:
     """The standard deviation of the noise: noise_std, decayed linearly to noise_std_min."""
-    done = min(env_step / args.noise_decay_steps, 1.0) if args.noise_decay_steps else 0.0
-    return args.noise_std + done * (args.noise_std_min - args.noise_std)
+    fraction = min(env_step / args.noise_decay_steps, 1.0) if args.noise_decay_steps else 0.0
+    return args.noise_std + fraction * (args.noise_std_min - args.noise_std)
 
 
 # [/shared]
@@ -332,7 +323,7 @@ class Agent(nn.Module):
         grads = torch.autograd.grad(critic_loss, list(self.critic.parameters()))
         self.critic_optimizer.step(grads)
 
-        actor_loss = self.actor_loss(batch)  # flows through the critic, but updates the actor only
+        actor_loss = self.actor_loss(batch)  # its gradient passes through the critic to the actor
         grads = torch.autograd.grad(actor_loss, list(self.actor.parameters()))
         self.actor_optimizer.step(grads)
 
@@ -356,7 +347,7 @@ class Agent(nn.Module):
 def train(args: Args, checkpoint: dict[str, Any] | None = None) -> Path:
     """Train, from the start or from a checkpoint; returns the run folder."""
     start_torch(args)
-    off = AutoresetMode.DISABLED  # so that next_obs is what the action led to, also at an end
+    off = AutoresetMode.DISABLED  # so that next_obs is true at the end of an episode too
     envs = SyncVectorEnv([lambda: make_env(args.env_id)] * args.num_envs, autoreset_mode=off)
     eval_env = make_env(args.env_id, film=args.capture_video)
     obs_dim, action_dim = dimensions(eval_env)
@@ -414,7 +405,7 @@ def evaluate(
 ) -> dict[str, float]:
     """Play whole episodes with policy ([1, O] -> [1, A]); returns the columns of evaluations.csv.
 
-    The episodes' seeds depend on the step only, so a resumed run is evaluated like any other.
+    The episodes' seeds depend on the step only, so a resumed run gives the same evaluations.
     """
     returns, lengths, frames = [], [], []
     for episode in range(args.eval_episodes):
@@ -513,6 +504,21 @@ class ParameterNoise(Noise):
 
 
 # [/shared]
+# [shared: spaces]
+def check_spaces(env: gym.Env, env_id: str) -> None:
+    """Exit if the actions or the observations are not of a kind that the networks can take."""
+    space, obs_space = env.action_space, env.observation_space
+    if not isinstance(space, gym.spaces.Box) or len(space.shape) != 1 or space.dtype.kind != "f":
+        kind = "a flat Box of floats, as in Pendulum-v1"
+        fail(f"{env_id} has actions {space}; {SCRIPT} needs {kind}")
+    width = space.high.astype(float) - space.low
+    if not ((width > 0) & (width < 1e38)).all():
+        fail(f"{env_id} has actions {space}; {SCRIPT} needs finite bounds with low < high")
+    if not obs_space.is_np_flattenable:
+        fail(f"{env_id} has observations {obs_space}, which do not flatten to a vector")
+
+
+# [/shared]
 # [shared: init layer]
 def init_layer(layer: nn.Linear, args: Args) -> nn.Linear:
     """Initialise a layer of mlp; "default" is PyTorch's.
@@ -554,13 +560,15 @@ class Run:
     parts are the objects whose state_dict a checkpoint holds; "agent" is one of them.
     """
 
-    COUNTERS = "env_step updates episodes evaluations next_evaluation seconds csv_bytes wandb_id"
+    COUNTERS = """env_step updates episodes evaluations next_evaluation losses next_losses seconds
+        csv_bytes wandb_id"""
 
     def __init__(self, args: Args, checkpoint: dict[str, Any] | None, **parts: Any) -> None:
         self.args, self.parts = args, parts
         self.env_step = self.updates = self.signal = self.next_losses = 0
         self.episodes = [0] * args.num_envs  # finished episodes of each environment
         self.evaluations: list[float] = []  # mean returns
+        self.losses: dict[str, float] = {}  # the newest of each
         self.next_evaluation, self.seconds, self.wandb_id = math.inf, 0.0, uuid4().hex
         self.csv_bytes: dict[str, int] = {}  # lengths of the CSV files at the last checkpoint
         self.returns, self.lengths = np.zeros(args.num_envs), np.zeros(args.num_envs, int)
@@ -570,6 +578,8 @@ class Run:
             for name, part in parts.items():
                 part.load_state_dict(checkpoint[name])
             torch.set_rng_state(checkpoint["torch_rng"])
+            if torch.cuda.is_available() and checkpoint["cuda_rng"]:
+                torch.cuda.set_rng_state_all(checkpoint["cuda_rng"])
         interval = args.eval_interval
         due = (self.env_step // interval + 1) * interval
         self.next_evaluation = min(self.next_evaluation, due)
@@ -636,7 +646,7 @@ class Run:
         return [episode_seed(self.args.seed, i, n) for i, n in enumerate(self.episodes)]
 
     def check_finite(self, **quantities: Any) -> None:
-        """Exit before a number that is not finite is learnt from or saved."""
+        """Exit before a number that is not finite is learned from or saved."""
         check_finite(f"after step {self.env_step}", **quantities)
 
     def step(self, reward: np.ndarray, ended: np.ndarray) -> None:
@@ -655,14 +665,15 @@ class Run:
 
     def log_losses(self, losses: dict[str, Tensor]) -> None:
         """Check that the losses are finite, and log them every thousand steps."""
-        row = {name: float(loss) for name, loss in losses.items()}
-        self.check_finite(**row)
+        self.losses |= {name: float(loss) for name, loss in losses.items()}
+        self.check_finite(**self.losses)
+        # The first row comes after 1000 steps of learning, when there is a value of every loss.
         self.next_losses = self.next_losses or self.env_step + 1_000
         if self.env_step >= self.next_losses or self.finished:
             self.next_losses = self.env_step + 1_000
-            self.write_row("losses", {"seconds": self.elapsed()} | row)
+            self.write_row("losses", {"seconds": self.elapsed()} | self.losses)
             steps, seconds = self.env_step - self.first_step, self.elapsed() - self.seconds
-            self.log(losses=row, charts={"SPS": steps / max(seconds, 0.01)})
+            self.log(losses=self.losses, charts={"SPS": steps / max(seconds, 0.01)})
 
     def evaluate_if_due(self, evaluate: Callable[[], dict[str, Any]]) -> None:
         """Log what evaluate returns, and keep the best agent in best.pt."""
@@ -688,7 +699,7 @@ class Run:
         self.stopped = goal is not None and len(last) == 3 and min(last) >= goal
 
     def save_if_due(self, episode_ended: bool = True) -> None:
-        """Save a checkpoint: at the end of an episode if it can wait, since a run resumes there."""
+        """Save if due; wait for the end of an episode if one comes soon: a run resumes at one."""
         signalled, steps = self.signal, self.env_step - self.saved_at
         due = steps >= self.args.save_interval * (1 if episode_ended else 2)
         if due or signalled or self.finished:
@@ -706,6 +717,7 @@ class Run:
             "args": dataclasses.asdict(self.args) | unset,
             "run": counters | {"seconds": self.elapsed()},
             "torch_rng": torch.get_rng_state(),
+            "cuda_rng": torch.cuda.get_rng_state_all(),
         }
         state |= {part: value.state_dict() for part, value in parts.items()}
         self.tensorboard.flush()  # so that a killed run has all points up to the checkpoint

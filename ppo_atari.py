@@ -123,9 +123,9 @@ class Args:
 class AtariGames:
     """N games in ALE's vector environment, preprocessed as for DQN (Mnih et al. 2015).
 
-    Each action is held for four frames. The pixelwise maximum of the last two (some games draw an
-    object in every second frame only) makes one grey image; an observation is the last four images.
-    A game begins with up to 30 no-ops, and with the fire button where it waits for that.
+    Each action is held for four frames. The pixelwise maximum of the last two makes one grey image,
+    since some games draw an object in every second frame only; an observation is the last four.
+    A game begins with up to 30 no-ops, then with the fire button if it waits for that.
     """
 
     obs: Tensor  # [N, 84, 84, 4] uint8, contiguous; in colour [N, 210, 160, 3, 4]
@@ -325,7 +325,8 @@ class Agent(nn.Module):
     def step(self, grads: list[Tensor]) -> None:
         """A step of the optimizer, with gradients scaled down to a norm of max_grad_norm."""
         for param, grad in zip(self.parameters(), grads):
-            param.grad = grad
+            # Fused Adam pairs elements by their place in memory, so both need the same layout.
+            param.grad = torch.empty_like(param).copy_(grad)
         nn.utils.clip_grad_norm_(self.parameters(), self.args.max_grad_norm)
         self.optimizer.step()
 
@@ -394,7 +395,7 @@ def evaluate(policy: Callable[[Tensor], Tensor], args: Args, env_step: int) -> d
     """Play whole games in parallel with policy ([N, ...] -> logits [N, A]), for their raw scores.
 
     Returns the columns of evaluations.csv. The games and the sampled actions depend on the step
-    only, so a resumed run is evaluated like any other.
+    only, so a resumed run gives the same evaluations.
     """
     games = AtariGames(args, args.eval_episodes)
     games.begin(args.seed, 10_000, env_step)
@@ -589,13 +590,15 @@ class Run:
     parts are the objects whose state_dict a checkpoint holds; "agent" is one of them.
     """
 
-    COUNTERS = "env_step updates episodes evaluations next_evaluation seconds csv_bytes wandb_id"
+    COUNTERS = """env_step updates episodes evaluations next_evaluation losses next_losses seconds
+        csv_bytes wandb_id"""
 
     def __init__(self, args: Args, checkpoint: dict[str, Any] | None, **parts: Any) -> None:
         self.args, self.parts = args, parts
         self.env_step = self.updates = self.signal = self.next_losses = 0
         self.episodes = [0] * args.num_envs  # finished episodes of each environment
         self.evaluations: list[float] = []  # mean returns
+        self.losses: dict[str, float] = {}  # the newest of each
         self.next_evaluation, self.seconds, self.wandb_id = math.inf, 0.0, uuid4().hex
         self.csv_bytes: dict[str, int] = {}  # lengths of the CSV files at the last checkpoint
         self.returns, self.lengths = np.zeros(args.num_envs), np.zeros(args.num_envs, int)
@@ -605,6 +608,8 @@ class Run:
             for name, part in parts.items():
                 part.load_state_dict(checkpoint[name])
             torch.set_rng_state(checkpoint["torch_rng"])
+            if torch.cuda.is_available() and checkpoint["cuda_rng"]:
+                torch.cuda.set_rng_state_all(checkpoint["cuda_rng"])
         interval = args.eval_interval
         due = (self.env_step // interval + 1) * interval
         self.next_evaluation = min(self.next_evaluation, due)
@@ -671,7 +676,7 @@ class Run:
         return [episode_seed(self.args.seed, i, n) for i, n in enumerate(self.episodes)]
 
     def check_finite(self, **quantities: Any) -> None:
-        """Exit before a number that is not finite is learnt from or saved."""
+        """Exit before a number that is not finite is learned from or saved."""
         check_finite(f"after step {self.env_step}", **quantities)
 
     def step(self, reward: np.ndarray, ended: np.ndarray) -> None:
@@ -690,14 +695,15 @@ class Run:
 
     def log_losses(self, losses: dict[str, Tensor]) -> None:
         """Check that the losses are finite, and log them every thousand steps."""
-        row = {name: float(loss) for name, loss in losses.items()}
-        self.check_finite(**row)
+        self.losses |= {name: float(loss) for name, loss in losses.items()}
+        self.check_finite(**self.losses)
+        # The first row comes after 1000 steps of learning, when there is a value of every loss.
         self.next_losses = self.next_losses or self.env_step + 1_000
         if self.env_step >= self.next_losses or self.finished:
             self.next_losses = self.env_step + 1_000
-            self.write_row("losses", {"seconds": self.elapsed()} | row)
+            self.write_row("losses", {"seconds": self.elapsed()} | self.losses)
             steps, seconds = self.env_step - self.first_step, self.elapsed() - self.seconds
-            self.log(losses=row, charts={"SPS": steps / max(seconds, 0.01)})
+            self.log(losses=self.losses, charts={"SPS": steps / max(seconds, 0.01)})
 
     def evaluate_if_due(self, evaluate: Callable[[], dict[str, Any]]) -> None:
         """Log what evaluate returns, and keep the best agent in best.pt."""
@@ -723,7 +729,7 @@ class Run:
         self.stopped = goal is not None and len(last) == 3 and min(last) >= goal
 
     def save_if_due(self, episode_ended: bool = True) -> None:
-        """Save a checkpoint: at the end of an episode if it can wait, since a run resumes there."""
+        """Save if due; wait for the end of an episode if one comes soon: a run resumes at one."""
         signalled, steps = self.signal, self.env_step - self.saved_at
         due = steps >= self.args.save_interval * (1 if episode_ended else 2)
         if due or signalled or self.finished:
@@ -741,6 +747,7 @@ class Run:
             "args": dataclasses.asdict(self.args) | unset,
             "run": counters | {"seconds": self.elapsed()},
             "torch_rng": torch.get_rng_state(),
+            "cuda_rng": torch.cuda.get_rng_state_all(),
         }
         state |= {part: value.state_dict() for part, value in parts.items()}
         self.tensorboard.flush()  # so that a killed run has all points up to the checkpoint

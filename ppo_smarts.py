@@ -461,7 +461,7 @@ def evaluate(
     """Play whole episodes with policy ([N, O] -> [N] or [N, A]); returns evaluations.csv's columns.
 
     An episode's return is the sum of its agents' returns; agent_returns are their means. Episodes
-    and sampled actions depend on the step only, so a resumed run is evaluated like any other.
+    and sampled actions depend on the step only, so a resumed run gives the same evaluations.
     """
     returns, lengths, metrics, frames = [], [], [], []
     with torch.random.fork_rng(devices=range(torch.cuda.device_count())):
@@ -712,13 +712,15 @@ class Run:
     parts are the objects whose state_dict a checkpoint holds; "agent" is one of them.
     """
 
-    COUNTERS = "env_step updates episodes evaluations next_evaluation seconds csv_bytes wandb_id"
+    COUNTERS = """env_step updates episodes evaluations next_evaluation losses next_losses seconds
+        csv_bytes wandb_id"""
 
     def __init__(self, args: Args, checkpoint: dict[str, Any] | None, **parts: Any) -> None:
         self.args, self.parts = args, parts
         self.env_step = self.updates = self.signal = self.next_losses = 0
         self.episodes = [0] * args.num_envs  # finished episodes of each environment
         self.evaluations: list[float] = []  # mean returns
+        self.losses: dict[str, float] = {}  # the newest of each
         self.next_evaluation, self.seconds, self.wandb_id = math.inf, 0.0, uuid4().hex
         self.csv_bytes: dict[str, int] = {}  # lengths of the CSV files at the last checkpoint
         self.returns, self.lengths = np.zeros(args.num_envs), np.zeros(args.num_envs, int)
@@ -728,6 +730,8 @@ class Run:
             for name, part in parts.items():
                 part.load_state_dict(checkpoint[name])
             torch.set_rng_state(checkpoint["torch_rng"])
+            if torch.cuda.is_available() and checkpoint["cuda_rng"]:
+                torch.cuda.set_rng_state_all(checkpoint["cuda_rng"])
         interval = args.eval_interval
         due = (self.env_step // interval + 1) * interval
         self.next_evaluation = min(self.next_evaluation, due)
@@ -794,7 +798,7 @@ class Run:
         return [episode_seed(self.args.seed, i, n) for i, n in enumerate(self.episodes)]
 
     def check_finite(self, **quantities: Any) -> None:
-        """Exit before a number that is not finite is learnt from or saved."""
+        """Exit before a number that is not finite is learned from or saved."""
         check_finite(f"after step {self.env_step}", **quantities)
 
     def step(self, reward: np.ndarray, ended: np.ndarray) -> None:
@@ -813,14 +817,15 @@ class Run:
 
     def log_losses(self, losses: dict[str, Tensor]) -> None:
         """Check that the losses are finite, and log them every thousand steps."""
-        row = {name: float(loss) for name, loss in losses.items()}
-        self.check_finite(**row)
+        self.losses |= {name: float(loss) for name, loss in losses.items()}
+        self.check_finite(**self.losses)
+        # The first row comes after 1000 steps of learning, when there is a value of every loss.
         self.next_losses = self.next_losses or self.env_step + 1_000
         if self.env_step >= self.next_losses or self.finished:
             self.next_losses = self.env_step + 1_000
-            self.write_row("losses", {"seconds": self.elapsed()} | row)
+            self.write_row("losses", {"seconds": self.elapsed()} | self.losses)
             steps, seconds = self.env_step - self.first_step, self.elapsed() - self.seconds
-            self.log(losses=row, charts={"SPS": steps / max(seconds, 0.01)})
+            self.log(losses=self.losses, charts={"SPS": steps / max(seconds, 0.01)})
 
     def evaluate_if_due(self, evaluate: Callable[[], dict[str, Any]]) -> None:
         """Log what evaluate returns, and keep the best agent in best.pt."""
@@ -846,7 +851,7 @@ class Run:
         self.stopped = goal is not None and len(last) == 3 and min(last) >= goal
 
     def save_if_due(self, episode_ended: bool = True) -> None:
-        """Save a checkpoint: at the end of an episode if it can wait, since a run resumes there."""
+        """Save if due; wait for the end of an episode if one comes soon: a run resumes at one."""
         signalled, steps = self.signal, self.env_step - self.saved_at
         due = steps >= self.args.save_interval * (1 if episode_ended else 2)
         if due or signalled or self.finished:
@@ -864,6 +869,7 @@ class Run:
             "args": dataclasses.asdict(self.args) | unset,
             "run": counters | {"seconds": self.elapsed()},
             "torch_rng": torch.get_rng_state(),
+            "cuda_rng": torch.cuda.get_rng_state_all(),
         }
         state |= {part: value.state_dict() for part, value in parts.items()}
         self.tensorboard.flush()  # so that a killed run has all points up to the checkpoint

@@ -216,6 +216,6 @@ class RendersAList(RendersNothing):
     frame = [np.zeros((8, 8, 3), np.uint8)] * 2
 
 
-for probe in list(globals().values()):
+for name, probe in list(globals().items()):
     if isinstance(probe, type) and issubclass(probe, Probe):
-        gym.register(f"{probe.__name__}-v0", entry_point=f"probes:{probe.__name__}")
+        gym.register(f"{name}-v0", entry_point=f"probes:{name}")

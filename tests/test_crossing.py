@@ -394,7 +394,7 @@ def test_keep_lane_keeps_its_lane(monkeypatch: pytest.MonkeyPatch) -> None:
     policies: list[Any] = []
     result = {"agent_returns": ""}
 
-    def evaluate(policy: Any, *_: Any) -> dict[str, str]:
+    def evaluate(policy: Any, *rest: Any) -> dict[str, Any]:
         policies.append(policy)
         return result
 

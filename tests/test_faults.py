@@ -146,7 +146,7 @@ def test_an_interrupted_run_says_how_to_resume_it(
 ) -> None:
     if number != signal.SIGTERM and script is not DDPG:
         pytest.skip("they share what handles signals")
-    changes = {"total_timesteps": 2000, "save_interval": 10_000, "eval_interval": 1000}
+    changes = dict.fromkeys(["total_timesteps", "save_interval", "eval_interval"], 50_000)
     run = Run(script, flags(script, run_dir="run", **changes), tmp_path)
     path = tmp_path / "run" / "episodes.csv"
     wait_for(lambda: path.exists() and len(rows(path)) > 0)

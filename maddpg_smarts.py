@@ -551,9 +551,9 @@ class PrioritizedReplayBuffer(ReplayBuffer):
     def __init__(self, env: MultiAgentEnv, args: Args) -> None:
         super().__init__(env, args)
         self.alpha, self.by_rank = args.per_alpha, args.per_variant == "rank"
-        self.error = nn.Buffer(torch.empty_like(self.reward), persistent=False)  # |δ|, or -1
+        self.error = nn.Buffer(torch.zeros_like(self.reward), persistent=False)  # |δ|, or -1
         # p^α. In float32, the sum of a million would be off by more than its smallest parts.
-        priority = torch.empty_like(self.reward, dtype=torch.float64)
+        priority = torch.zeros_like(self.reward, dtype=torch.float64)
         self.priority = nn.Buffer(priority, persistent=False)
         self.largest = nn.Buffer(torch.ones(len(env.names), device=args.device))  # |δ| so far
         self.sorted = torch.empty(len(env.names), 0, device=args.device)  # |δ| at the last sorting

@@ -517,7 +517,7 @@ def evaluate(
             while step.live.any() and length < MAX_EPISODE:
                 check_finite(f"in the evaluation at step {env_step}", observation=step.obs)
                 if args.capture_video and episode == 0:
-                    frames.append(env.render())
+                    frames.append(env.env.render())
                 step = env.step(policy(to_tensor(step.obs, args.device)).cpu().numpy())
                 episodic_return, length = episodic_return + step.reward, length + 1
             returns.append(episodic_return)
@@ -748,7 +748,6 @@ class MultiAgentEnv:
         result = self.env.receive() if self.subprocess else self.result
         return self.pack(*result[:4])
 
-    @np.errstate(over="ignore")  # beyond float32 is infinite, and check_finite refuses it
     def pack(self, obs: dict, reward: dict, terminated: dict, truncated: dict) -> Step:
         """What PettingZoo returns by name, as a Step."""
         before, last_obs = self.live, self.obs.copy()
@@ -766,13 +765,6 @@ class MultiAgentEnv:
         self.obs = np.where(self.live[:, None], last_obs, np.float32(0))
         last_obs[~(before | self.live)] = 0.0
         return Step(self.obs, rewards, ends, before & ~self.live & ~ends, self.live, last_obs)
-
-    def render(self) -> np.ndarray:
-        """A picture of the environment [H, W, 3]."""
-        frame = self.env.render()
-        if np.ndim(frame) != 3:
-            fail(f"--capture-video: the environment does not render RGB images, but {type(frame)}")
-        return frame
 
     def metrics(self) -> dict[str, float]:
         """Figures of the episode besides its return, such as the crossing's completion_rate."""
@@ -831,6 +823,8 @@ def make_env(args: Args, film: bool = False) -> MultiAgentEnv:
         if not env.observation_space(name).is_np_flattenable:
             kind = env.observation_space(name)
             fail(f"{args.env_id} has observations {kind}, which do not flatten to a vector")
+    if film:
+        check_video(env, args.env_id)
     return MultiAgentEnv(env)
 
 

@@ -131,9 +131,9 @@ class Args:
 
     def __post_init__(self) -> None:
         steps, parts = self.num_envs * self.num_steps, max(self.num_minibatches, 1)
-        if not self.resume and steps % parts:  # a resumed run has flags that are not known yet
+        if steps % parts:
             fail(f"--num-minibatches is {parts}; it must divide {steps} steps")
-        if not self.resume and self.total_timesteps < steps:
+        if self.total_timesteps < steps:
             fail(f"--total-timesteps is {self.total_timesteps}; a rollout alone has {steps} steps")
         check_crossing(self)
 
@@ -472,7 +472,7 @@ def evaluate(
             while step.live.any() and length < MAX_EPISODE:
                 check_finite(f"in the evaluation at step {env_step}", observation=step.obs)
                 if args.capture_video and episode == 0:
-                    frames.append(env.render())
+                    frames.append(env.env.render())
                 step = env.step(policy(to_tensor(step.obs, args.device)).cpu().numpy())
                 episodic_return, length = episodic_return + step.reward, length + 1
             returns.append(episodic_return)
@@ -540,7 +540,6 @@ class MultiAgentEnv:
         result = self.env.receive() if self.subprocess else self.result
         return self.pack(*result[:4])
 
-    @np.errstate(over="ignore")  # beyond float32 is infinite, and check_finite refuses it
     def pack(self, obs: dict, reward: dict, terminated: dict, truncated: dict) -> Step:
         """What PettingZoo returns by name, as a Step."""
         before, last_obs = self.live, self.obs.copy()
@@ -558,13 +557,6 @@ class MultiAgentEnv:
         self.obs = np.where(self.live[:, None], last_obs, np.float32(0))
         last_obs[~(before | self.live)] = 0.0
         return Step(self.obs, rewards, ends, before & ~self.live & ~ends, self.live, last_obs)
-
-    def render(self) -> np.ndarray:
-        """A picture of the environment [H, W, 3]."""
-        frame = self.env.render()
-        if np.ndim(frame) != 3:
-            fail(f"--capture-video: the environment does not render RGB images, but {type(frame)}")
-        return frame
 
     def metrics(self) -> dict[str, float]:
         """Figures of the episode besides its return, such as the crossing's completion_rate."""
@@ -623,6 +615,8 @@ def make_env(args: Args, film: bool = False) -> MultiAgentEnv:
         if not env.observation_space(name).is_np_flattenable:
             kind = env.observation_space(name)
             fail(f"{args.env_id} has observations {kind}, which do not flatten to a vector")
+    if film:
+        check_video(env, args.env_id)
     return MultiAgentEnv(env)
 
 

@@ -113,9 +113,7 @@ class Args:
 
     # Prioritized replay, with priorities for each agent
     prioritized_replay: Fixed[bool] = False  # sample more often what the critic got wrong
-    per_variant: Fixed[Literal["proportional", "rank"]] = (
-        "proportional"  # to the error, or 1 / rank
-    )
+    per_variant: Fixed[Literal["proportional", "rank"]] = "proportional"  # to error, or 1/rank
     per_alpha: Fixed[NonNegativeFloat] = 0.6  # exponent of the priorities; 0 samples uniformly
     per_beta_start: Fraction = 0.4  # exponent of the importance weights; 1 removes the bias
     per_beta_end: Fraction = 1.0  # value that it reaches at the end of the run
@@ -184,15 +182,16 @@ class StackedLinear(nn.Module):
         self.bias = nn.Parameter(torch.empty(n, 1, fan_out).uniform_(-bound, bound))
 
     def forward(self, *parts: Tensor) -> Tensor:
-        """The layer's output for inputs [n, B, I_k] side by side: x W = x_1 W_1 + x_2 W_2 + ...
+        """The output for inputs [n, B, I_k] side by side: x W = x_1 W_1 + x_2 W_2 + ...
 
-        A part that is equal for all agents can be given once, as [1, B, I_k]. On the crossing this
-        saves an eighth of an update: observations are not repeated for each agent, and no gradient
-        is computed for them.
+        An input that is equal for all agents can be given once, as [1, B, I_k]. On the crossing,
+        not repeating observations, and no gradient for them, saves an eighth of an update.
         """
         output: Tensor = self.bias
         for x, weight in zip(parts, self.weight.split([x.shape[2] for x in parts], dim=1)):
-            output = output + torch.einsum("nbi,nio->nbo", x, weight)
+            shared = len(x) < len(weight)
+            product = torch.einsum("bi,nio->nbo", x[0], weight) if shared else x @ weight
+            output = output + product
         return output
 
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import copy
 import itertools
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -374,7 +374,7 @@ def test_compiled_features_equal_the_plain_ones_in_acting_and_in_learning(batch_
     agents = [make_agent(batch_norm=batch_norm) for _ in range(2)]
     agents[1].load_state_dict(agents[0].state_dict())
     compiled = a2c.compiled(agents[1].net.features.forward, make_args(a2c, compile=True))
-    functions = agents[0].net.features, compiled
+    functions: list[Callable[[Tensor], Tensor]] = [agents[0].net.features, compiled]
     for obs in screens(3, 8):  # acting and learning in turn, as in train
         for learning in False, True:
             outputs = []

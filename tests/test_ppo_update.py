@@ -85,7 +85,7 @@ class FakeGames(ppo.AtariGames):
         )
         return np.array([5.0, -3.0], np.float32), terminated, truncated, life_lost
 
-    def reset(self, ended: np.ndarray) -> None:
+    def reset(self, ended: np.ndarray, seeds: np.ndarray | None = None) -> None:
         self.begun[ended] = self.t
         self.look()
 

@@ -1,217 +1,484 @@
-"""Recurrent advantage actor-critic (A2C) on Atari games: a policy with a memory.
+"""Recurrent advantage actor-critic (A2C) on Atari games, from pixels.
 
-Four frames show where the ball flies, and not what happened before them. A long short-term memory
-(LSTM) reads such stacks one after the other and carries on what it needs. What this file teaches is
-what is carried (the LSTM's state, from step to step and from chunk to chunk), what is cut (the
-gradient, between chunks), and what is reset (the state, exactly where a new game begins).
+A policy plays a few steps in many games at once. Then actions that led to more reward than expected
+are made more probable, and the others less probable; each step is used once. The policy has a
+memory, the state of an LSTM, which is set to zero where a new game begins.
 
-Paper: Mnih et al. 2016, Asynchronous Methods for Deep Reinforcement Learning, arXiv:1602.01783
-Run:   python a2c_lstm_atari.py --env-id ALE/Pong-v5
-Score: Pong 19, Breakout 146, mean of the last 100 training games of 2M steps, three seeds,
-       35 to 52 minutes each (benchmark/studies/a2c_atari.sh)
-Watch: tensorboard --logdir runs
+    play     T steps of N games: (h, c) = LSTM(s, (h, c)),  a ~ π(a|h); store (s, a, r, V)
+    learn    once, from the LSTM's first state: maximise log π(a|h) A, and fit V to A + V,
+             where A = Σ (γλ)^k δ_k and δ = r + γ (1 - terminated) V(s') - V(s)
+
+Paper:  Mnih et al. 2016, Asynchronous Methods for Deep Reinforcement Learning, arXiv:1602.01783
+Run:    python a2c_lstm_atari.py --env-id ALE/Pong-v5
+Expect: Pong 19, Breakout 146, mean of the last 100 games of 2M steps (three seeds)
 """
 
 from __future__ import annotations
 
+import argparse
+import contextlib
+import csv
 import dataclasses
 import json
 import math
 import os
 import shlex
-import shutil
 import signal
 import sys
 import time
+import typing
 from collections.abc import Callable
-from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Literal, NamedTuple, NoReturn, TextIO
+from typing import Annotated, Any, Literal, NamedTuple, NoReturn, TextIO, TypeVar
+from uuid import uuid4
 
 import ale_py
+import filelock
 import gymnasium as gym
 import numpy as np
 import torch
 import torch.nn as nn
-import torch.nn.functional as F
 import tyro
 from ale_py.vector_env import AtariVectorEnv
-from gymnasium.utils.save_video import save_video
+from pydantic import Field, NonNegativeFloat, PositiveInt, TypeAdapter, ValidationError
 from torch import Tensor
 from torch.utils.tensorboard import SummaryWriter
 from tqdm import tqdm
 
 SCRIPT = Path(__file__).stem
-FRAME = (105, 80)  # half the screen's 210 x 160; of its rows, 17 to 97 show the field
+MAX_EPISODE = 100_000  # steps after which an evaluation cuts an episode off
+T = TypeVar("T")
+Fixed = Annotated[T, "fixed"]  # a flag that a resumed run cannot change
+Fraction = Annotated[float, Field(ge=0, le=1)]
+Seed = Annotated[int, Field(ge=0, lt=2**31)]
+Baseline = Literal["untrained", "random"]  # policies that need no checkpoint
 
 
-@dataclass
+@dataclasses.dataclass
 class Args:
-    # Task. Lengths are in environment steps, summed over all parallel environments, unless said
-    # otherwise; a step is four frames.
-    env_id: str = "ALE/Pong-v5"  # any of ALE's games
-    total_timesteps: int = 10_000_000  # length of the training
-    num_envs: int = 16  # games played side by side
-    seed: int = 1  # of the networks, the actions and the games
-    sticky_actions: float = 0.0  # chance that a frame repeats the action before; Machado's is 0.25
-    episodic_life: bool = True  # while learning, the loss of a life ends what can still be earned
-    clip_rewards: bool = True  # while learning, of a reward only its sign counts
-    full_action_space: bool = False  # all 18 actions, also those that this game ignores
-    max_episode_frames: int = 108_000  # a game is cut off here, after half an hour of play
-    norm_obs: bool = True  # centre every pixel on its mean, see Standardise; else pixels / 255
+    # Task. Lengths are in environment steps, summed over all parallel games; a step is 4 frames.
+    env_id: Fixed[str] = "ALE/Pong-v5"  # any of ALE's games
+    total_timesteps: PositiveInt = 10_000_000  # length of the training
+    num_envs: Fixed[PositiveInt] = 16  # parallel games
+    seed: Fixed[Seed] = 1  # of the network, the actions and the games
+    sticky_actions: Fixed[Fraction] = 0.0  # probability that a frame repeats the previous action
+    episodic_life: bool = True  # when learning, losing a life counts as termination
+    clip_rewards: bool = True  # when learning, rewards are clipped to their sign
+    full_action_space: Fixed[bool] = False  # all 18 actions, also those without effect in a game
+    max_episode_frames: Fixed[PositiveInt] = 108_000  # a game is truncated here: 30 minutes
+    norm_obs: Fixed[bool] = True  # subtract each pixel's mean, see Standardise; else pixels / 255
 
     # Network
-    model: Literal["linear", "cnn", "cnn-lstm"] = "cnn-lstm"  # see the class Features
-    activation: Literal["relu", "silu"] = "relu"  # between the layers
-    batch_norm: bool = False  # between convolutions; acting and learning use different statistics
+    model: Fixed[Literal["linear", "cnn", "cnn-lstm"]] = "cnn-lstm"  # see Features
+    activation: Fixed[Literal["relu", "silu"]] = "relu"  # between the layers
+    batch_norm: Fixed[bool] = False  # after each convolution; its statistics differ when acting
 
     # Learning
-    chunk_size: int = 20  # steps of every game between updates, and how far gradients go back
-    learning_rate: float = 6e-3  # RMSprop's step size
-    anneal_lr: bool = True  # let it fall to 0 over the run, linearly
-    weight_decay: float = 0.0  # pull of all weights towards 0
-    gamma: float = 0.99  # discount per step
-    gae_lambda: float = 0.95  # 0: advantages from one step, biased; 1: from all, noisy
-    value_coef: float = 0.5  # weight of the value loss
-    max_grad_norm: float = 0.5  # largest norm of the gradient, over all parameters together
+    chunk_size: PositiveInt = 20  # steps of every game per rollout; gradients go no further back
+    learning_rate: NonNegativeFloat = 6e-3  # of RMSprop
+    anneal_lr: bool = True  # anneal the learning rate linearly to 0 over the run
+    weight_decay: Fixed[NonNegativeFloat] = 0.0  # added to gradients: this times the weight
+    gamma: Fraction = 0.99  # discount per step
+    gae_lambda: Fraction = 0.95  # 0: advantages from one step, biased; 1: from all, high variance
+    value_coef: NonNegativeFloat = 0.5  # weight of the value loss
+    entropy_coef: NonNegativeFloat = 0.01  # weight of the entropy bonus
+    max_grad_norm: NonNegativeFloat = 0.5  # gradients are scaled down to this norm
 
-    # Exploration: logits are divided by T = max(T_min, T_init - (T_init - T_min) episode / C)
-    temperature_init: float = 1.0  # T_init, above 1 for more even probabilities
-    temperature_min: float = 1.0  # T_min
-    temperature_decay_episodes: int = 1_000  # C, in finished games of all environments
-    entropy_coef: float = 0.01  # weight of the entropy bonus
+    # Exploration: logits are divided by a temperature that falls linearly as games end
+    temperature_init: NonNegativeFloat = 1.0  # at first; above 1, probabilities are more equal
+    temperature_min: Annotated[float, Field(gt=0)] = 1.0  # at last
+    temperature_decay_episodes: PositiveInt = 1_000  # finished games over which it falls
 
-    # Evaluation: whole games and raw scores, whatever is cut or clipped for learning
-    eval_interval: int = 500_000  # steps from one evaluation to the next
-    eval_episodes: int = 10  # games in an evaluation, played side by side
-    greedy_eval: bool = False  # play the likeliest action instead of drawing one
-    stop_at_return: float | None = None  # stop once the last 3 evaluations are all at least this
+    # Evaluation: whole games and raw scores, whatever is truncated or clipped for learning
+    eval_interval: PositiveInt = 500_000  # steps between evaluations
+    eval_episodes: PositiveInt = 10  # games per evaluation, in parallel
+    greedy_eval: bool = False  # play the most probable action instead of sampling one
+    stop_at_return: float | None = None  # stop when the last 3 evaluations all reach it
     capture_video: bool = False  # film the first game of every evaluation
-    evaluate: str | None = None  # play, do not train: a run folder, a .pt file, untrained or random
+    evaluate: Baseline | Path | None = None  # evaluate only: one of these, a run folder, a .pt file
 
     # Run folder
     run_dir: Path | None = None  # default: runs/{env_id}__{exp_name}__{seed}__{time}
     exp_name: str = SCRIPT  # part of the folder's name
-    resume: Path | None = None  # run folder to resume; flags given with this one override its own
-    save_interval: int = 100_000  # steps from one checkpoint to the next
-    progress: bool = True  # progress bar, where there is a terminal
+    resume: Path | None = None  # run folder to resume; other flags given here replace its own
+    save_interval: PositiveInt = 100_000  # steps between checkpoints
+    progress: bool = True  # progress bar, if there is a terminal
     track: bool = False  # log to Weights & Biases as well
-    wandb_project_name: str = "FolioRL"  # its project
-    wandb_entity: str | None = None  # its user or team
+    wandb_project_name: str = "FolioRL"  # W&B project
+    wandb_entity: str | None = None  # W&B user or team
 
     # Machine
-    device: Literal["auto", "cpu", "cuda"] = "auto"  # auto: the GPU where there is one
-    compile: bool = True  # compile the layers before the LSTM: slow to start, then faster
-    bfloat16: bool = False  # those layers in bfloat16: faster, less exact
-    torch_deterministic: bool = True  # ask cuDNN for deterministic kernels only
+    device: Literal["auto", "cpu", "cuda"] = "auto"  # auto: the GPU if there is one
+    compile: bool = True  # compile Features: up to a minute at the start, then faster
+    bfloat16: bool = False  # convolutions in bfloat16: faster, less exact
+    torch_deterministic: bool = True  # only deterministic cuDNN kernels
+
+    def __post_init__(self) -> None:
+        if self.temperature_min > self.temperature_init:
+            fail(f"--temperature-min is {self.temperature_min}, above --temperature-init")
+        if self.batch_norm and self.model == "linear":
+            fail("--batch-norm has no effect on --model linear, which has no convolutions")
 
 
 # [shared: atari games]
 class AtariGames:
-    """Games side by side in ALE's own vector environment, preprocessed as for DQN.
+    """N games in ALE's vector environment, preprocessed as for DQN (Mnih et al. 2015).
 
-    An action holds for four frames. Of the last two the maximum is taken, pixel by pixel, since
-    some games draw an object in every second frame only. It is made grey, shrunk, and stacked with
-    the three before it. A game begins with up to 30 no-ops, and a press of the fire button where it
-    waits for one (Mnih et al. 2015, doi:10.1038/nature14236).
+    Each action is held for four frames. The pixelwise maximum of the last two makes one grey image,
+    since some games draw an object in every second frame only; an observation is the last four.
+    A game begins with up to 30 no-ops, then with the fire button if it waits for that.
     """
 
-    RESEED = 5_000  # steps after which a game begins from a new seed; see state
+    obs: Tensor  # [N, 84, 84, 4] uint8, contiguous; in colour [N, 210, 160, 3, 4]
 
-    def __init__(
-        self,
-        args: Args,
-        num_envs: int,
-        seed: list[int],
-        size: tuple[int, int] = FRAME,
-        colour: bool = False,
-    ) -> None:
-        gym.register_envs(ale_py)
-        try:
-            spec = gym.spec(args.env_id)
-        except gym.error.Error as error:  # gymnasium names what is near
-            fail(f"cannot make {args.env_id}: {error}")
-        if spec.namespace != "ALE":
-            fail(f"{args.env_id} is not one of ALE's games; {SCRIPT} takes those, as ALE/Pong-v5")
-        ale_py.ALEInterface.setLoggerMode(ale_py.LoggerMode.Error)
-        self.envs = AtariVectorEnv(
-            spec.kwargs["game"],
-            num_envs,
-            num_threads=min(num_envs, torch.get_num_threads()),
-            max_num_frames_per_episode=args.max_episode_frames,
-            repeat_action_probability=args.sticky_actions,
-            full_action_space=args.full_action_space,
-            img_height=size[0],
-            img_width=size[1],
-            grayscale=not colour,
-            reward_clipping=False,  # returns are raw scores; for learning, collect clips
-        )
+    def __init__(self, args: Args, num_envs: int, colour: bool = False) -> None:
+        self.envs = make_envs(args, num_envs, colour)
         self.num_envs, self.device = num_envs, args.device
         self.num_actions = len(self.envs.ale.get_action_set())
-        self.random = np.random.default_rng(seed)
-        self.seeds = np.zeros(num_envs, dtype=int)
-        self.history: list[list[int]] = [[] for _ in range(num_envs)]
-        self.obs: Tensor  # [N, 4, H, W] uint8, with colour [N, 4, H, W, 3]
-        self.begin(np.ones(num_envs, dtype=bool), self.random.integers(2**31, size=num_envs))
 
-    def begin(self, mask: np.ndarray, seeds: np.ndarray | None = None) -> None:
-        """Begin new games where mask [N] is true."""
-        if not mask.any():
-            return
-        obs, info = self.envs.reset(seed=seeds, options={"reset_mask": mask})
-        self.obs, self.lives = torch.from_numpy(obs).to(self.device), info["lives"]
-        for i in np.flatnonzero(mask):
-            self.history[i] = self.history[i] + [-1] if seeds is None else []
-        if seeds is not None:
-            self.seeds[mask] = seeds
+    def begin(self, *seed: int) -> None:
+        """Begin all games, with seeds that follow from the given numbers."""
+        seeds = np.random.default_rng(seed).integers(2**31, size=self.num_envs)
+        self.reset(np.ones(self.num_envs, bool), seeds)
 
-    def reset(self, ended: np.ndarray) -> None:
-        """Begin new games where ended [N] is true, from new seeds where the old are long ago."""
-        reseed = ended & (np.array([len(history) for history in self.history]) > self.RESEED)
-        self.begin(ended & ~reseed)
-        self.begin(reseed, self.random.integers(2**31, size=reseed.sum()))
+    def reset(self, ended: np.ndarray, seeds: np.ndarray | None = None) -> None:
+        """Begin a new game where ended [N] is true."""
+        if ended.any():
+            self.observe(*self.envs.reset(seed=seeds, options={"reset_mask": ended}))
 
     def step(self, action: Tensor) -> tuple[np.ndarray, np.ndarray, np.ndarray, np.ndarray]:
         """Play action [N]; returns the raw reward, terminated, truncated, life_lost, each [N]."""
-        moves = action.cpu().numpy()
-        obs, reward, terminated, truncated, info = self.envs.step(moves)
-        life_lost, self.lives = info["lives"] < self.lives, info["lives"]
-        self.obs = torch.from_numpy(obs).to(self.device)
-        for history, move in zip(self.history, moves.tolist()):
-            history.append(move)
-        return reward.astype(np.float32), terminated, truncated, life_lost
+        lives = self.lives
+        obs, reward, terminated, truncated, info = self.envs.step(action.cpu().numpy())
+        self.observe(obs, info)
+        return reward.astype(np.float32), terminated, truncated, self.lives < lives
 
-    def state(self) -> dict[str, Any]:
-        """All that the games are: the seeds they began from, and what was played since.
+    def observe(self, obs: np.ndarray, info: dict[str, Any]) -> None:
+        self.obs = torch.from_numpy(obs).to(self.device).movedim(1, -1).contiguous()
+        self.lives = info["lives"]
 
-        ALE's vector environment cannot be saved, but from a seed it repeats itself. Seeding is
-        slow (the game is loaded anew), so it is done once in RESEED steps; in between, -1 stands
-        for a new game.
-        """
-        history = [torch.tensor(history, dtype=torch.int8) for history in self.history]
-        generator = json.dumps(self.random.bit_generator.state)
-        return {"seeds": self.seeds.tolist(), "history": history, "generator": generator}
 
-    def restore(self, state: dict[str, Any]) -> None:
-        """Replay what state holds; games with less to replay wait, so that all end together."""
-        todo = [history.tolist()[::-1] for history in state["history"]]  # the next move comes last
-        seeds, moves = np.array(state["seeds"]), [sum(m >= 0 for m in moves) for moves in todo]
-        wait = max(moves) - np.array(moves)
-        for t in range(max(moves) + 1):
-            self.begin(wait == t, seeds[wait == t])
-            again = np.array([t >= w and h[-1:] == [-1] for w, h in zip(wait, todo)])
-            self.begin(again)
-            for i in np.flatnonzero(again):
-                todo[i].pop()
-            if t < max(moves):
-                self.step(torch.tensor([h.pop() if t >= w else 0 for w, h in zip(wait, todo)]))
-        self.random.bit_generator.state = json.loads(state["generator"])
+# [/shared]
+class Features(nn.Module):
+    """The layers before the LSTM, which only cnn-lstm has: uint8 [B, 84, 84, 4] -> [B, size]."""
+
+    def __init__(self, args: Args) -> None:
+        super().__init__()
+        self.standardise = Standardise(args)
+        self.difference = args.model == "linear"
+        self.size = {"linear": 256, "cnn": 3200, "cnn-lstm": 512}[args.model]
+        activation = {"relu": nn.ReLU, "silu": nn.SiLU}[args.activation]
+        self.layers = nn.Sequential()
+        # Channels in and out, kernel, stride, padding -> [B, 16, 21, 21], [.., 10, 10], [.., 4, 4]
+        convs = (4, 16, 8, 4, 2), (16, 32, 4, 2, 1), (32, 32, 4, 2, 0)
+        for conv in convs[: {"linear": 0, "cnn": 2, "cnn-lstm": 3}[args.model]]:
+            norm = [nn.BatchNorm2d(conv[1])] if args.batch_norm else []
+            self.layers.extend([orthogonal(nn.Conv2d(*conv)), *norm, activation()])
+        self.layers.append(nn.Flatten())
+        if args.model == "linear":
+            self.layers.extend([orthogonal(nn.Linear(84 * 84, 256)), activation()])
+        # Convolutions are several times faster with the channels of a pixel next to each other.
+        self.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
+
+    def forward(self, obs: Tensor) -> Tensor:
+        x = self.standardise(obs.movedim(-1, 1))  # [B, 4, 84, 84], not copied
+        return self.layers(x[:, 3] - x[:, 2] if self.difference else x)
+
+
+class ActorCritic(nn.Module):
+    """Policy and value of T steps of N games, B = T N, with an LSTM or without.
+
+    features [B, F], where games begin [T, N], and the LSTM's state (h and c, [2, 1, N, 256]) before
+    the first step -> logits of the actions [B, A], value [B], and the state after the last step.
+    """
+
+    def __init__(self, num_actions: int, args: Args) -> None:
+        super().__init__()
+        self.features = Features(args)
+        self.lstm = nn.LSTM(512, 256) if args.model == "cnn-lstm" else nn.Identity()
+        size = 256 if args.model == "cnn-lstm" else self.features.size
+        # The small gain makes all actions about equally probable at first.
+        self.policy = orthogonal(nn.Linear(size, num_actions), gain=0.01)
+        self.value = orthogonal(nn.Linear(size, 1), gain=1.0)
+
+    def forward(self, features: Tensor, begins: Tensor, state: Tensor) -> tuple[Tensor, ...]:
+        features = features.float()
+        if isinstance(self.lstm, nn.LSTM):
+            features, state = self.remember(features.unflatten(0, begins.shape), begins, state)
+        return self.policy(features), self.value(features).squeeze(1), state
+
+    def remember(self, features: Tensor, begins: Tensor, state: Tensor) -> tuple[Tensor, Tensor]:
+        """The LSTM's outputs [B, 256], with one call for each stretch in which no game begins."""
+        starts = [0, *(1 + begins[1:].any(dim=1).nonzero().flatten()).tolist()]
+        outputs: list[Tensor] = []
+        for start, end in zip(starts, [*starts[1:], len(features)]):
+            keep = (~begins[start]).unsqueeze(1)  # the state is zero where a game begins
+            output, (h, c) = self.lstm(features[start:end], tuple(state * keep))
+            outputs, state = [*outputs, output], torch.stack([h, c])
+        return torch.cat(outputs).flatten(0, 1), state
+
+
+class Batch(NamedTuple):
+    """Steps to learn from."""
+
+    obs: Tensor  # [B, 84, 84, 4] uint8
+    action: Tensor  # [B]
+    advantage: Tensor  # [B]
+    returns: Tensor  # [B], the target of the value
+    begins: Tensor  # [T, N], true where obs is the first of a game
+    state: Tensor  # [2, 1, N, 256], h and c of the LSTM before the first step
+
+
+# [shared: advantages]
+def advantages(
+    reward: Tensor, value: Tensor, next_value: Tensor, terminated: Tensor, ended: Tensor, args: Args
+) -> Tensor:
+    """Generalised advantage estimation (Schulman et al. 2016, equation 16), all [T, N].
+
+    next_value is the value of the observation that the action led to, at the end of an episode its
+    last. ended is 1 where an episode was terminated or truncated: there the sum stops.
+    """
+    delta = reward + args.gamma * (1 - terminated) * next_value - value  # δ = r + γ V(s') - V(s)
+    advantage, later = torch.zeros_like(delta), torch.zeros_like(delta[0])
+    for t in reversed(range(len(delta))):
+        later = delta[t] + args.gamma * args.gae_lambda * (1 - ended[t]) * later  # A = δ + γ λ A'
+        advantage[t] = later
+    return advantage
+
+
+# [/shared]
+class Rollout:
+    """T = chunk_size steps of N games, in preallocated arrays [T, N, ...]."""
+
+    def __init__(self, num_envs: int, args: Args) -> None:
+        shape, device = (args.chunk_size, num_envs), args.device
+        self.obs = torch.zeros(*shape, 84, 84, 4, dtype=torch.uint8, device=device)
+        self.action = torch.zeros(shape, dtype=torch.int64, device=device)
+        self.value, self.next_value = torch.zeros(2, *shape, device=device)
+        # Carried to the next rollout: the LSTM's state, and whether the next step begins a game
+        self.next_state = self.state = torch.zeros(2, 1, num_envs, 256, device=device)
+        self.begins = torch.ones(args.chunk_size + 1, num_envs, dtype=torch.bool, device=device)
+        self.reward = np.zeros(shape, np.float32)  # raw
+        self.terminated, self.over = np.zeros((2, *shape), bool)  # over: the whole game
+
+    @torch.no_grad()
+    def collect(self, games: AtariGames, act: Callable, args: Args) -> None:
+        """Play T steps."""
+        self.begins[0], self.state = self.begins[-1], self.next_state
+        log_probs, value, state = act(games.obs, self.begins[0], self.state)
+        for t in range(args.chunk_size):
+            action = log_probs.exp().multinomial(1)  # [N, 1]
+            self.obs[t], self.action[t], self.value[t] = games.obs, action.squeeze(1), value
+
+            self.reward[t], terminated, truncated, life_lost = games.step(self.action[t])
+            self.terminated[t] = terminated | (life_lost & args.episodic_life)
+            self.over[t] = terminated | truncated
+
+            self.next_state = state  # goes on with the game, also where a life is lost
+            # The value of a truncated game's last observation, before a new game replaces it
+            none = torch.zeros_like(self.begins[t])
+            last_value = act(games.obs, none, state)[1] if truncated.any() else value
+            games.reset(self.over[t])
+            self.begins[t + 1] = torch.as_tensor(self.over[t])
+            log_probs, value, state = act(games.obs, self.begins[t + 1], state)
+            cut_off = torch.as_tensor(truncated, device=value.device)
+            self.next_value[t] = torch.where(cut_off, last_value, value)
+
+    def batch(self, args: Args) -> Batch:
+        """All steps as one batch, B = T N, with their advantages."""
+        clipped = np.sign(self.reward) if args.clip_rewards else self.reward
+        steps = clipped, self.terminated, self.terminated | self.over
+        reward, terminated, ended = (to_tensor(step, args.device) for step in steps)
+        advantage = advantages(reward, self.value, self.next_value, terminated, ended, args)
+        parts = self.obs, self.action, advantage, advantage + self.value
+        obs, action, advantage, returns = (part.flatten(0, 1) for part in parts)
+        return Batch(obs, action, advantage, returns, self.begins[:-1], self.state)
+
+
+class Agent(nn.Module):
+    """The actor-critic, and its updates."""
+
+    def __init__(self, num_actions: int, args: Args) -> None:
+        super().__init__()
+        self.args = args
+        self.net = ActorCritic(num_actions, args)
+        self.temperature = nn.Buffer(torch.tensor(args.temperature_init))
+        # The paper divides by sqrt(g + ε), PyTorch by sqrt(g) + eps: eps = 3e-3, about sqrt(1e-5),
+        # stands for the paper's ε = 1e-5. With eps = 1e-5, weights with small gradients make full
+        # steps as well, and the features saturate the LSTM for good within ten updates.
+        self.optimizer = torch.optim.RMSprop(
+            self.parameters(), args.learning_rate, eps=3e-3, weight_decay=args.weight_decay
+        )
+
+    def policy(self, logits: Tensor) -> Tensor:
+        """Log-probabilities of the actions, at the current temperature."""
+        return (logits / self.temperature).log_softmax(1)
+
+    @torch.no_grad()
+    def act(self, features: Tensor, begins: Tensor, state: Tensor) -> tuple[Tensor, ...]:
+        """Log-probabilities [N, A], values [N] and the state after, given features [N, F]."""
+        logits, value, state = self.net(features, begins.unsqueeze(0), state)
+        return self.policy(logits), value, state
+
+    def loss(self, features: Tensor, batch: Batch) -> tuple[Tensor, dict[str, Tensor]]:
+        """-log π(a|s) A + c (V(s) - R)² / 2 - β H(π) (paper, section 4), and what to log."""
+        logits, value, _ = self.net(features, batch.begins, batch.state)
+        log_probs = self.policy(logits)  # [B, A]
+        log_prob = log_probs.gather(1, batch.action.unsqueeze(1)).squeeze(1)  # [B]
+        entropy = -(log_probs.exp() * log_probs).sum(1).mean()
+        policy_loss = -(log_prob * batch.advantage).mean()
+        value_loss = 0.5 * (value - batch.returns).square().mean()
+
+        loss = policy_loss + self.args.value_coef * value_loss - self.args.entropy_coef * entropy
+        return loss, {
+            "policy_loss": policy_loss.detach(),
+            "value_loss": value_loss.detach(),
+            "entropy": entropy.detach(),
+        }
+
+    def gradients(self, features: Tensor, batch: Batch) -> tuple[list[Tensor], dict[str, Tensor]]:
+        """The gradient of the loss with respect to every parameter, and what to log."""
+        loss, losses = self.loss(features, batch)
+        return list(torch.autograd.grad(loss, list(self.parameters()))), losses
+
+    def step(self, grads: list[Tensor]) -> None:
+        """A step of the optimizer, with gradients scaled down to a norm of max_grad_norm."""
+        for param, grad in zip(self.parameters(), grads):
+            param.grad = grad
+        nn.utils.clip_grad_norm_(self.parameters(), self.args.max_grad_norm)
+        self.optimizer.step()
+
+    def anneal_lr(self, env_step: int) -> None:
+        """Set the learning rate: constant, or with --anneal-lr falling linearly to 0."""
+        left = max(1 - env_step / self.args.total_timesteps, 0.0) if self.args.anneal_lr else 1.0
+        self.optimizer.param_groups[0]["lr"] = self.args.learning_rate * left
+
+    def anneal_temperature(self, episodes: int) -> None:
+        """Set the temperature after that many finished games."""
+        first, last = self.args.temperature_init, self.args.temperature_min
+        done = min(episodes / self.args.temperature_decay_episodes, 1.0)
+        self.temperature.fill_(first + done * (last - first))
+
+    def player(self, num_games: int) -> Callable[[Tensor], Tensor]:
+        """The policy in num_games new games: obs [N, 84, 84, 4] -> logits [N, A]."""
+        self.eval()
+        state = torch.zeros(2, 1, num_games, 256, device=self.args.device)
+        none = torch.zeros(num_games, dtype=torch.bool, device=self.args.device)
+
+        def policy(obs: Tensor) -> Tensor:
+            nonlocal state
+            log_probs, _, state = self.act(self.net.features(obs), none, state)
+            return log_probs
+
+        return policy
+
+
+def train(args: Args, checkpoint: dict[str, Any] | None = None) -> Path:
+    """Train, from the start or from a checkpoint; returns the run folder."""
+    start_torch(args)
+    games = AtariGames(args, args.num_envs)
+    agent = Agent(games.num_actions, args).to(args.device)
+    run = Run(args, checkpoint, agent=agent, optimizer=agent.optimizer)
+    games.begin(args.seed, 0, run.env_step)
+    rollout = Rollout(games.num_envs, args)
+    features = compiled(agent.net.features.forward, args)  # without the LSTM, whose calls vary
+
+    def act(obs: Tensor, begins: Tensor, state: Tensor) -> tuple[Tensor, ...]:
+        return agent.act(features(obs), begins, state)
+
+    while not run.done:
+        # Play
+        agent.anneal_lr(run.env_step)
+        agent.anneal_temperature(sum(run.episodes))
+        agent.eval()  # batch norm with running statistics
+        rollout.collect(games, act, args)
+        for reward, over in zip(rollout.reward, rollout.over):
+            run.step(reward, over)
+
+        # Learn, once
+        batch = rollout.batch(args)
+        agent.train()  # batch norm with the statistics of the batch
+        grads, losses = agent.gradients(features(batch.obs), batch)
+        agent.step(grads)
+        run.updates += 1
+
+        # After learning, which must see the observations as acting did
+        agent.net.features.standardise.update(batch.obs[..., -1])
+        losses["temperature"] = agent.temperature
+        losses["weight_norm"] = nn.utils.get_total_norm(agent.parameters()).detach()
+        run.log_losses(losses)
+
+        run.evaluate_if_due(lambda: evaluate(agent.player(args.eval_episodes), args, run.env_step))
+        run.save_if_due()
+
+    return run.close()
+
+
+# [shared: atari evaluation]
+@torch.no_grad()
+def evaluate(policy: Callable[[Tensor], Tensor], args: Args, env_step: int) -> dict[str, float]:
+    """Play whole games in parallel with policy ([N, ...] -> logits [N, A]), for their raw scores.
+
+    Returns the columns of evaluations.csv. The games and the sampled actions depend on the step
+    only, so a resumed run gives the same evaluations.
+    """
+    games = AtariGames(args, args.eval_episodes)
+    games.begin(args.seed, 10_000, env_step)
+    generator = torch.Generator(args.device).manual_seed(args.seed + env_step)
+    playing, frames = np.ones(games.num_envs, bool), []
+    returns, lengths = np.zeros((2, games.num_envs))
+    if args.capture_video:  # the first game once more, in colour and full size
+        camera = AtariGames(args, 1, colour=True)
+        camera.begin(args.seed, 10_000, env_step)
+    while playing.any():
+        logits = policy(games.obs)
+        sampled = logits.softmax(1).multinomial(1, generator=generator).squeeze(1)
+        action = logits.argmax(1) if args.greedy_eval else sampled
+        if args.capture_video and playing[0]:
+            frames.append(camera.obs[0, ..., -1].cpu().numpy())
+            camera.step(action[:1])
+        reward, terminated, truncated, _ = games.step(action)
+        returns += reward * playing
+        lengths += playing
+        playing &= ~(terminated | truncated) & (lengths < MAX_EPISODE)
+    if frames:
+        save_video(frames, 15, args, env_step)
+    return summary(returns, lengths)
+
+
+# [/shared]
+# Housekeeping: rarer options, run folder, checkpoints, flags. The algorithm ends here.
+
+
+# [shared: make atari]
+def make_envs(args: Args, num_envs: int, colour: bool) -> AtariVectorEnv:
+    """ALE's vector environment for --env-id, with the preprocessing that AtariGames describes."""
+    gym.register_envs(ale_py)
+    try:
+        spec = gym.spec(args.env_id)
+    except gym.error.Error as error:  # names what is near
+        fail(f"cannot make {args.env_id}: {error}")
+    if spec.namespace != "ALE":
+        fail(f"{args.env_id} is not one of ALE's games; {SCRIPT} plays those, as ALE/Pong-v5")
+    ale_py.ALEInterface.setLoggerMode(ale_py.LoggerMode.Error)
+    return AtariVectorEnv(
+        spec.kwargs["game"],
+        num_envs,
+        num_threads=min(num_envs, torch.get_num_threads()),
+        max_num_frames_per_episode=args.max_episode_frames,
+        repeat_action_probability=args.sticky_actions,
+        full_action_space=args.full_action_space,
+        img_height=210 if colour else 84,
+        img_width=160 if colour else 84,
+        grayscale=not colour,
+        reward_clipping=False,  # scores are raw; the rollout clips rewards
+    )
 
 
 # [/shared]
 # [shared: orthogonal]
 def orthogonal(layer: nn.Conv2d | nn.Linear, gain: float = math.sqrt(2)) -> nn.Module:
-    """The layer, initialised as is usual for on-policy learning; sqrt(2) suits a ReLU behind it."""
+    """Initialise a layer as is usual for on-policy learning; sqrt(2) suits a ReLU after it."""
     nn.init.orthogonal_(layer.weight, gain)
     nn.init.constant_(layer.bias, 0.0)  # type: ignore[arg-type]
     return layer
@@ -220,532 +487,383 @@ def orthogonal(layer: nn.Conv2d | nn.Linear, gain: float = math.sqrt(2)) -> nn.M
 # [/shared]
 # [shared: standardise]
 class Standardise(nn.Module):
-    """Subtracts from every pixel its own mean, and divides by one deviation, that of all pixels.
+    """Subtract from each pixel its mean, and divide by the standard deviation of all pixels.
 
-    Both are taken over all that was played so far. With pixels / 255, as is usual, what never
-    changes makes up most of the features, and what moves drowns in it (Burda et al. 2019,
-    arXiv:1810.12894, section 2.4; there every pixel has a deviation of its own).
-    """
-
-    def __init__(self, height: int, width: int, args: Args) -> None:
-        super().__init__()
-        self.enabled = args.norm_obs
-        # Until the first update these are what makes pixels / 255. A pixel's mean is the same in
-        # all four frames; it is kept for each, to lie in memory as they do.
-        self.mean = nn.Buffer(torch.zeros(1, 4, height, width))
-        self.deviation = nn.Buffer(torch.tensor(255.0))
-        self.square = nn.Buffer(torch.zeros(()))  # the mean square of all pixels
-        self.calls = nn.Buffer(torch.zeros(()))  # of update; every call counts alike
-
-    def forward(self, obs: Tensor) -> Tensor:
-        """Bytes [B, 4, H, W] -> numbers [B, 4, H, W], about 0 where nothing moves."""
-        return (obs - self.mean) / self.deviation
-
-    @torch.no_grad()
-    def update(self, newest: Tensor, over_ranks: Callable = list) -> None:
-        """Add screens, bytes [B, H, W], to the running mean and deviation.
-
-        over_ranks takes a list of tensors and returns their means over all processes that learn
-        together; the default, list, leaves them as they are.
-        """
-        if self.enabled:
-            newest = newest.float()
-            mean, square = over_ranks([newest.mean(0), newest.square().mean()])
-            self.calls.add_(1)
-            self.mean.lerp_(mean, 1 / self.calls)
-            self.square.lerp_(square, 1 / self.calls)
-            variance = self.square - self.mean.square().mean()
-            self.deviation.copy_(variance.clamp(min=1.0).sqrt())  # rounding may leave it below 0
-
-
-# [/shared]
-class Features(nn.Module):
-    """The features of the last four frames: uint8 [B, 4, 105, 80] -> [B, size].
-
-    linear: one layer, on the difference of the last two. cnn: two convolutions on all four.
-    cnn-lstm: three convolutions, behind which ActorCritic puts the LSTM.
+    Both are running statistics of all frames played. With pixels / 255, as is usual, the constant
+    background makes up most of the features (Burda et al. 2019, arXiv:1810.12894, section 2.4,
+    divides each pixel by a standard deviation of its own).
     """
 
     def __init__(self, args: Args) -> None:
-        def layer(fan_in: int, fan_out: int, kernel: int, stride: int, pad: int) -> nn.Sequential:
-            conv = orthogonal(nn.Conv2d(fan_in, fan_out, kernel, stride, pad))
-            norm = [nn.BatchNorm2d(fan_out)] if args.batch_norm else []
-            return nn.Sequential(conv, *norm, activation())
-
         super().__init__()
-        if args.batch_norm and args.model == "linear":
-            fail("--batch-norm stands between convolutions, and --model linear has none")
-        activation = {"relu": nn.ReLU, "silu": nn.SiLU}[args.activation]
-        self.difference = args.model == "linear"
-        if args.model == "linear":
-            layers = [nn.Flatten(), orthogonal(nn.Linear(6400, 256)), activation()]
-        else:
-            layers = [layer(4, 16, 8, 4, 2), layer(16, 32, 4, 2, 1)]  # [B, 32, 10, 10]
-            if args.model == "cnn-lstm":
-                layers.append(layer(32, 32, 4, 2, 0))  # [B, 32, 4, 4]
-            layers.append(nn.Flatten())
-        self.standardise = Standardise(80, 80, args)
-        self.layers = nn.Sequential(*layers)
-        self.size = {"linear": 256, "cnn": 3200, "cnn-lstm": 512}[args.model]
+        self.enabled = args.norm_obs
+        # These values give pixels / 255 until the first update. The mean is the same in all four
+        # frames; it is stored for each, to have their layout in memory.
+        self.mean = nn.Buffer(torch.zeros(1, 4, 84, 84))
+        self.std = nn.Buffer(torch.tensor(255.0))
+        self.square = nn.Buffer(torch.zeros(()))  # the mean square of all pixels
+        self.updates = nn.Buffer(torch.zeros(()))  # all have the same weight
 
     def forward(self, obs: Tensor) -> Tensor:
-        field = self.standardise(obs[:, :, 17:97])  # [B, 4, 80, 80]
-        return self.layers(field[:, 3] - field[:, 2] if self.difference else field)
-
-    def observe(self, obs: Tensor) -> None:
-        """Add a chunk's newest frames, obs [T, N, 4, 105, 80], to the pixels' statistics."""
-        self.standardise.update(obs[:, :, -1, 17:97].flatten(0, 1))
-
-
-State = tuple[Tensor, Tensor]  # the LSTM's h and c, [1, N, 256] both
-
-
-class ActorCritic(nn.Module):
-    """The policy and the value of every step of a chunk, with a memory or without."""
-
-    def __init__(self, num_actions: int, args: Args) -> None:
-        super().__init__()
-        self.features = Features(args)
-        self.lstm = nn.LSTM(self.features.size, 256) if args.model == "cnn-lstm" else None
-        size = 256 if self.lstm else self.features.size
-        self.policy = orthogonal(nn.Linear(size, num_actions), gain=0.01)
-        self.value = orthogonal(nn.Linear(size, 1), gain=1.0)
-        # Convolutions run faster with the channels of a pixel side by side.
-        self.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
-
-    def forward(self, obs: Tensor, begins: Tensor, state: State) -> tuple[Tensor, Tensor, State]:
-        """Obs [T, N, ...] and where a game begins [T, N] -> logits [T, N, A], value [T, N], state.
-
-        state is the memory before the first step, and the one returned that after the last.
-        """
-        features = self.features(obs.flatten(0, 1)).float()  # [T * N, F]
-        features = features.unflatten(0, obs.shape[:2])
-        if self.lstm:
-            features, state = self.remember(features, begins, state)
-        return self.policy(features), self.value(features).squeeze(2), state
-
-    def remember(self, features: Tensor, begins: Tensor, state: State) -> tuple[Tensor, State]:
-        """Read the features [T, N, F] in order, in one call per stretch in which no game begins."""
-        starts = [0, *(1 + begins[1:].any(dim=1).nonzero().flatten()).tolist()]
-        assert self.lstm
-        outputs = []
-        for start, end in zip(starts, [*starts[1:], len(features)]):
-            keep = (~begins[start]).unsqueeze(1)  # a game that begins remembers nothing
-            output, state = self.lstm(features[start:end], (state[0] * keep, state[1] * keep))
-            outputs.append(output)
-        return torch.cat(outputs), state
-
-    def fresh_state(self, num_envs: int) -> State:
-        """The memory of games that have not begun."""
-        zeros = torch.zeros(1, num_envs, 256, device=next(self.parameters()).device)
-        return zeros, zeros
-
-
-class Chunk(NamedTuple):
-    """chunk_size steps of N games, and the memory before the first of them."""
-
-    obs: Tensor  # [T, N, 4, 105, 80] uint8
-    begins: Tensor  # [T, N], true where obs is the first of a game
-    state: State
-    action: Tensor  # [T, N]
-    log_prob: Tensor  # [T, N], of the action, when it was taken
-    value: Tensor  # [T, N], at that time
-    advantage: Tensor  # [T, N]
-
-
-# [shared: advantages]
-def advantages(
-    reward: Tensor,
-    value: Tensor,
-    next_value: Tensor,
-    terminated: Tensor,
-    ended: Tensor,
-    gamma: float,
-    gae_lambda: float,
-) -> Tensor:
-    """Generalised advantage estimation (Schulman et al. 2016, equation 16), all [T, N].
-
-    next_value is the value of the observation that an action led to; where a game was cut off, that
-    is its last observation, so that what would have come still counts. terminated is 1 where
-    nothing more can be earned; ended is 1 there and where a game was cut off, so that the next
-    game's rewards are not credited to this one.
-    """
-    delta = reward + gamma * (1 - terminated) * next_value - value  # δ = r + γ V(s') - V(s)
-    advantage, later = torch.zeros_like(delta), torch.zeros_like(delta[0])
-    for t in reversed(range(len(delta))):
-        later = delta[t] + gamma * gae_lambda * (1 - ended[t]) * later  # A = δ + γ λ A'
-        advantage[t] = later
-    return advantage
-
-
-# [/shared]
-class Agent(nn.Module):
-    """The actor-critic, what it remembers of the games under way, and how it learns."""
-
-    def __init__(self, num_actions: int, args: Args) -> None:
-        super().__init__()
-        least, init = args.temperature_min, args.temperature_init
-        if not 0 < least <= init:
-            fail(f"--temperature-min is {least}, and must lie above 0, up to --temperature-init")
-        self.entropy_coef, self.value_coef = args.entropy_coef, args.value_coef
-        self.max_grad_norm = args.max_grad_norm
-        self.net = ActorCritic(num_actions, args)
-        h, c = self.net.fresh_state(args.num_envs)
-        # Buffers, so that the checkpoint holds the memory of games that it interrupts.
-        self.h, self.c = nn.Buffer(h), nn.Buffer(c.clone())
-        self.begins = nn.Buffer(torch.ones(args.num_envs, dtype=torch.bool))
-        self.temperature = nn.Buffer(torch.tensor(args.temperature_init))
-        # The paper divides by sqrt(g + ε), PyTorch by sqrt(g) + eps: eps = 3e-3, about sqrt(1e-5),
-        # stands for the paper's ε = 1e-5. With eps = 1e-5, weights whose gradients are small take
-        # full steps as well, and within ten updates the features saturate the LSTM for good.
-        self.optimizer = torch.optim.RMSprop(
-            self.net.parameters(),
-            args.learning_rate,
-            alpha=0.99,
-            eps=3e-3,
-            weight_decay=args.weight_decay,
-        )
-
-    def policy(self, logits: Tensor) -> Tensor:
-        """The log-probabilities of the logits divided by the temperature."""
-        return (logits / self.temperature).log_softmax(-1)
+        return (obs - self.mean) / self.std
 
     @torch.no_grad()
-    def act(self, obs: Tensor) -> tuple[Tensor, Tensor, State]:
-        """Log-probabilities [N, A] and value [N] of obs [N, ...], and the memory after it."""
-        state = self.h, self.c
-        logits, value, state = self.net.eval()(obs[None], self.begins[None], state)
-        return self.policy(logits[0]), value[0], state
-
-    def loss(self, chunk: Chunk) -> tuple[Tensor, dict[str, Tensor]]:
-        """-log π(a|s) A + c (V(s) - R)² / 2 - β H(π) (paper, section 4), and what to log."""
-        logits, value, _ = self.net.train()(chunk.obs, chunk.begins, chunk.state)
-        log_probs = self.policy(logits)  # [T, N, A]
-        log_prob = log_probs.gather(2, chunk.action.unsqueeze(2)).squeeze(2)  # [T, N]
-        policy_loss = -(log_prob * chunk.advantage).mean()
-        value_loss = 0.5 * F.mse_loss(value, chunk.value + chunk.advantage)
-        entropy = -(log_probs.exp() * log_probs).sum(2).mean()
-        loss = policy_loss - self.entropy_coef * entropy + self.value_coef * value_loss
-        losses = {"policy_loss": policy_loss, "value_loss": value_loss, "entropy": entropy}
-        return loss, {name: value.detach() for name, value in losses.items()}
-
-    def update(self, chunk: Chunk) -> dict[str, Tensor]:
-        """Learn from a chunk, once; returns what to log."""
-        loss, log = self.loss(chunk)
-        self.optimizer.zero_grad()
-        loss.backward()
-        nn.utils.clip_grad_norm_(self.net.parameters(), self.max_grad_norm)
-        self.optimizer.step()
-        self.net.features.observe(chunk.obs)  # only now: the loss had to see what act saw
-        log["weight_norm"] = nn.utils.get_total_norm(self.net.parameters()).detach()
-        return log
-
-    def player(self, num_games: int) -> Callable[[Tensor], Tensor]:
-        """The policy for num_games new games side by side, with a memory of its own."""
-        state = self.net.fresh_state(num_games)
-        begins = torch.zeros(1, num_games, dtype=torch.bool, device=self.begins.device)
-
-        def play_on(obs: Tensor) -> Tensor:
-            nonlocal state
-            logits, _, state = self.net.eval()(obs[None], begins, state)
-            return self.policy(logits[0])
-
-        return play_on
-
-
-@torch.no_grad()
-def collect(games: AtariGames, agent: Agent, args: Args) -> tuple[Chunk, np.ndarray, np.ndarray]:
-    """Play a chunk; returns it, and [T, N] the raw rewards and where games ended."""
-    rewards, ended = np.zeros((2, args.chunk_size, games.num_envs), np.float32)
-    state, columns = (agent.h.clone(), agent.c.clone()), []
-    log_probs, value, memory = agent.act(games.obs)
-    for t in range(args.chunk_size):
-        obs, begins = games.obs, agent.begins.clone()
-        action = log_probs.exp().multinomial(1)  # [N, 1]
-        log_prob = log_probs.gather(1, action).squeeze(1)
-        rewards[t], terminated, truncated, life_lost = games.step(action.squeeze(1))
-        ended[t] = terminated | truncated
-        # Where a life is lost the game goes on, and so does the memory; that life earns no more.
-        terminated |= life_lost & args.episodic_life
-        reward = np.sign(rewards[t]) if args.clip_rewards else rewards[t]
-
-        # The memory goes on where the game does. Where a game is cut off, take the value of its
-        # last observation before a new game begins.
-        agent.h.copy_(memory[0])
-        agent.c.copy_(memory[1])
-        agent.begins.zero_()
-        last_value = agent.act(games.obs)[1] if truncated.any() else value
-        games.reset(ended[t] > 0)
-        agent.begins.copy_(torch.as_tensor(ended[t] > 0))
-        row = [obs, begins, action.squeeze(1), log_prob, value]
-        log_probs, value, memory = agent.act(games.obs)
-        cut_off = torch.as_tensor(truncated, device=value.device)
-        next_value = torch.where(cut_off, last_value, value)
-        ends = [to_tensor(part, args.device) for part in (terminated, terminated | truncated)]
-        columns.append([*row, to_tensor(reward, args.device), next_value, *ends])
-
-    obs, begins, action, log_prob, value, *rest = (torch.stack(column) for column in zip(*columns))
-    reward, next_value, lost, over = rest
-    advantage = advantages(reward, value, next_value, lost, over, args.gamma, args.gae_lambda)
-    return Chunk(obs, begins, state, action, log_prob, value, advantage), rewards, ended > 0
-
-
-def temperature(args: Args, episodes: int) -> float:
-    """T after that many finished games: linear from its first to its least value."""
-    init, least = args.temperature_init, args.temperature_min
-    return max(least, init - (init - least) * episodes / args.temperature_decay_episodes)
-
-
-def train(args: Args, checkpoint: dict[str, Any] | None = None) -> Path:
-    """Train, from the start or from a checkpoint, and return the run folder."""
-    start_torch(args)
-    games = AtariGames(args, args.num_envs, [args.seed, 0])
-    agent, run = Agent(games.num_actions, args).to(args.device), Progress()
-    if checkpoint:
-        run = restore(checkpoint, agent, games)
-    agent.net.features.forward = compiled(agent.net.features.forward, args)  # type: ignore
-    run_dir = open_run(args)
-    logger = Logger(args, run_dir, run.env_step, run.seconds)
-    episodes = 0
-    if checkpoint:
-        logger.returns, logger.lengths = map(np.array, checkpoint["unfinished"])
-        episodes = checkpoint["episodes"]
-    interrupt, saved_at, finished = Interrupt(), run.env_step, False
-
-    while not finished:
-        # Anneal
-        start = run.env_step
-        share_left = 1 - start / args.total_timesteps if args.anneal_lr else 1.0
-        agent.optimizer.param_groups[0]["lr"] = args.learning_rate * share_left
-        agent.temperature.fill_(temperature(args, episodes))
-
-        # Play and learn, once from every chunk
-        chunk, rewards, ended = collect(games, agent, args)
-        losses = agent.update(chunk)
-        run.env_step += args.chunk_size * args.num_envs
-        run.updates += 1
-        episodes += int(ended.sum())
-
-        # Log
-        for t in range(args.chunk_size):
-            logger.step(start + (t + 1) * args.num_envs, rewards[t], ended[t])
-        logger.losses(run.env_step, losses | {"temperature": agent.temperature})
-
-        # Evaluate
-        finished = run.env_step >= args.total_timesteps
-        if finished or run.env_step // args.eval_interval > start // args.eval_interval:
-            policy = agent.player(args.eval_episodes)
-            result = evaluate(policy, args, run.env_step, run_dir / "videos")
-            logger.evaluation(run.env_step, result)
-            run.evaluations.append(result["mean_return"])
-            if result["mean_return"] > run.best_return:
-                run.best_return = result["mean_return"]
-                save_checkpoint(run_dir / "best.pt", args, run, {"agent": agent.state_dict()})
-            if args.stop_at_return is not None and len(run.evaluations) >= 3:
-                finished |= min(run.evaluations[-3:]) >= args.stop_at_return
-
-        # Save
-        if finished or interrupt.number or run.env_step - saved_at >= args.save_interval:
-            saved_at, run.seconds = run.env_step, logger.seconds()
-            everything = whole_state(agent, games) | {
-                "episodes": episodes,
-                "unfinished": [logger.returns.tolist(), logger.lengths.tolist()],
-            }
-            save_checkpoint(run_dir / "checkpoint.pt", args, run, everything)
-            if interrupt.number:
-                break
-
-    logger.close()
-    interrupt.end(run, run_dir, finished)
-    return run_dir
-
-
-# [shared: atari evaluation]
-@torch.no_grad()
-def evaluate(
-    policy: Callable[[Tensor], Tensor], args: Args, env_step: int, video_dir: Path
-) -> dict[str, float]:
-    """Play whole games side by side with policy ([N, ...] -> logits [N, A]), for their raw scores.
-
-    Returns evaluations.csv's columns. Games and draws follow from the step, and from no generator
-    of the training, so that a resumed run is evaluated like one that was never interrupted.
-    """
-    games = AtariGames(args, args.eval_episodes, [args.seed, env_step, 1])
-    random = torch.Generator(args.device).manual_seed(args.seed + env_step)
-    playing, frames = np.ones(games.num_envs, bool), []
-    returns, lengths = np.zeros((2, games.num_envs))
-    if args.capture_video:  # the first game once more, in colour and in full
-        camera = AtariGames(args, 1, [args.seed, env_step, 1], size=(210, 160), colour=True)
-    while playing.any():
-        logits = policy(games.obs)
-        drawn = logits.softmax(1).multinomial(1, generator=random).squeeze(1)
-        action = logits.argmax(1) if args.greedy_eval else drawn
-        if args.capture_video and playing[0]:
-            frames.append(camera.obs[0, -1].cpu().numpy())
-            camera.step(action[:1])
-        reward, terminated, truncated, _ = games.step(action)
-        returns += reward * playing
-        lengths += playing
-        playing &= ~(terminated | truncated)
-    if frames:
-        prefix = f"step-{env_step}"
-        save_video(frames, str(video_dir), lambda _: True, fps=15, name_prefix=prefix)
-    return {
-        "mean_return": float(returns.mean()),
-        "std_return": float(returns.std()),
-        "min_return": float(returns.min()),
-        "max_return": float(returns.max()),
-        "mean_length": float(lengths.mean()),
-        "episodes": len(returns),
-    }
+    def update(self, frames: Tensor, over_ranks: Callable = list) -> None:
+        """Add frames, uint8 [B, 84, 84]. over_ranks gives the means of tensors over processes."""
+        if self.enabled:
+            frames = frames.float()
+            mean, square = over_ranks([frames.mean(0), frames.square().mean()])
+            self.updates.add_(1)
+            self.mean.lerp_(mean, 1 / self.updates)
+            self.square.lerp_(square, 1 / self.updates)
+            variance = self.square - self.mean.square().mean()
+            self.std.copy_(variance.clamp(min=1.0).sqrt())  # rounding may make it negative
 
 
 # [/shared]
-# From here on housekeeping: the log, checkpoints, flags. The algorithm ends here.
+# [shared: atari play]
+def play(args: Args, checkpoint: dict[str, Any] | None) -> dict[str, float]:
+    """Evaluate the policy that --evaluate names."""
+    start_torch(args)
+    num_actions = AtariGames(args, 1).num_actions
+    agent = Agent(num_actions, args).to(args.device)
+    if checkpoint:
+        agent.load_state_dict(checkpoint["agent"])
+    policy = agent.player(args.eval_episodes)
+    if args.evaluate == "random":
+        args.greedy_eval = False  # of equal logits none is the largest
+        policy = lambda obs: torch.zeros(len(obs), num_actions, device=obs.device)  # noqa: E731
+    return evaluate(policy, args, checkpoint["run"]["env_step"] if checkpoint else 0)
 
 
-# [shared: logger]
-class Logger:
-    """A run folder's episodes.csv, evaluations.csv and TensorBoard events; the progress bar."""
+# [/shared]
+# [shared: run]
+class Run:
+    """What belongs to a run and not to its algorithm: folder, counters, logs and checkpoints.
 
-    COLUMNS = {
-        "episodes": "env_step,episodic_return,episodic_length,seconds",
-        "evaluations": "env_step,seconds,mean_return,std_return,min_return,max_return,mean_length,"
-        "episodes",
-    }
+    parts are the objects whose state_dict a checkpoint holds; "agent" is one of them.
+    """
 
-    def __init__(self, args: Args, run_dir: Path, env_step: int, seconds: float) -> None:
-        self.started, self.seconds_before = (env_step, time.time()), seconds
-        self.files = {name: self.open_csv(run_dir, name, env_step) for name in self.COLUMNS}
-        if args.track:
-            self.start_wandb(args, run_dir)  # before TensorBoard's writer, which it listens to
-        self.tensorboard = SummaryWriter(str(run_dir), purge_step=env_step)
-        hide = None if args.progress else True  # None hides it where there is no terminal
+    COUNTERS = """env_step updates episodes evaluations next_evaluation losses next_losses seconds
+        csv_bytes wandb_id"""
+
+    def __init__(self, args: Args, checkpoint: dict[str, Any] | None, **parts: Any) -> None:
+        self.args, self.parts = args, parts
+        self.env_step = self.updates = self.signal = self.next_losses = 0
+        self.episodes = [0] * args.num_envs  # finished episodes of each environment
+        self.evaluations: list[float] = []  # mean returns
+        self.losses: dict[str, float] = {}  # the newest of each
+        self.next_evaluation, self.seconds, self.wandb_id = math.inf, 0.0, uuid4().hex
+        self.csv_bytes: dict[str, int] = {}  # lengths of the CSV files at the last checkpoint
+        self.returns, self.lengths = np.zeros(args.num_envs), np.zeros(args.num_envs, int)
+        self.done = self.stopped = self.evaluating = False
+        if checkpoint:
+            vars(self).update(checkpoint["run"])
+            for name, part in parts.items():
+                part.load_state_dict(checkpoint[name])
+            torch.set_rng_state(checkpoint["torch_rng"])
+            if torch.cuda.is_available() and checkpoint["cuda_rng"]:
+                torch.cuda.set_rng_state_all(checkpoint["cuda_rng"])
+        interval = args.eval_interval
+        due = (self.env_step // interval + 1) * interval
+        self.next_evaluation = min(self.next_evaluation, due)
+        self.first_step = self.saved_at = self.env_step
+        self.start = time.time() - self.seconds
+        self.open_folder()
+        self.tensorboard = SummaryWriter(str(self.folder), purge_step=self.env_step + 1)
+        self.wandb = self.start_wandb() if args.track else None
+        hide = None if args.progress else True  # None hides it without a terminal
         total = args.total_timesteps
-        self.bar = tqdm(total=total, initial=env_step, unit=" steps", disable=hide)
-        self.returns = np.zeros(args.num_envs)
-        self.lengths = np.zeros(args.num_envs, dtype=int)
-        self.next_losses = env_step
+        self.bar = tqdm(total=total, initial=self.env_step, unit=" steps", disable=hide)
+        for number in {signal.SIGINT, signal.SIGTERM, getattr(signal, "SIGHUP", signal.SIGINT)}:
+            if signal.getsignal(number) != signal.SIG_IGN:  # nohup ignores SIGHUP
+                signal.signal(number, self.interrupt)
 
-    def open_csv(self, run_dir: Path, name: str, env_step: int) -> TextIO:
-        """Open to append, cut back to env_step: a resumed run forgets what its checkpoint lacks."""
-        path, size = run_dir / f"{name}.csv", 0
-        for row in path.read_text().splitlines(keepends=True) if path.exists() else []:
-            step = row.split(",")[0]
-            if not row.endswith("\n") or (step.isdigit() and int(step) > env_step):
-                break
-            size += len(row)
-        file = path.open("a", buffering=1)  # a row reaches the disk when it is complete
-        file.truncate(size)
-        if size == 0:
-            file.write(self.COLUMNS[name] + "\n")
-        return file
+    def open_folder(self) -> None:
+        """Make the run folder, or take the one to resume; lock it, and write args.json there."""
+        args = self.args
+        name = f"{args.env_id}__{args.exp_name}__{args.seed}__{time.time_ns()}".replace("/", "-")
+        self.folder = args.run_dir = args.resume or args.run_dir or Path("runs") / name
+        if not args.resume and (self.folder / "checkpoint.pt").exists():
+            fail(f"{self.folder} holds a run; --resume continues it, or give another --run-dir")
+        self.folder.mkdir(parents=True, exist_ok=True)
+        self.lock = filelock.FileLock(self.folder / ".lock", blocking=False)
+        try:
+            self.lock.acquire()
+        except filelock.Timeout:
+            fail(f"{self.folder} is in use by another process")
+        for name in "episodes.csv", "evaluations.csv", "losses.csv":
+            path = self.folder / name  # without the rows that the checkpoint does not know
+            if path.exists():
+                os.truncate(path, min(path.stat().st_size, self.csv_bytes.get(name, 0)))
+        settings = json.dumps(dataclasses.asdict(args), default=str, indent=2)
+        (self.folder / "args.json").write_text(settings)
 
-    def start_wandb(self, args: Args, run_dir: Path) -> None:
+    def start_wandb(self) -> Any:
+        """Begin a run of Weights & Biases; its id is kept in the checkpoint."""
         try:
             import wandb
         except ImportError:
             fail("--track needs the package wandb: pip install wandb")
         try:
-            wandb.init(
-                project=args.wandb_project_name,
-                entity=args.wandb_entity,
-                id=run_dir.name,  # the same in a resumed run, so that it goes on with its curves
+            return wandb.init(
+                project=self.args.wandb_project_name,
+                entity=self.args.wandb_entity,
+                id=self.wandb_id,
+                name=self.folder.resolve().name,
                 resume="allow",
-                dir=run_dir,
-                config=dataclasses.asdict(args),
-                sync_tensorboard=True,
+                config=dataclasses.asdict(self.args),
             )
         except wandb.Error as error:  # no key, no network
-            fail(f"--track: {error}; WANDB_MODE=offline logs to files for the time being")
+            fail(f"--track: {error} (with WANDB_MODE=offline it logs to files)")
 
-    def seconds(self) -> float:
-        """Time in training, over all the parts of a resumed run."""
-        return self.seconds_before + time.time() - self.started[1]
+    @property
+    def finished(self) -> bool:
+        return self.stopped or self.env_step >= self.args.total_timesteps
 
-    def row(self, name: str, env_step: int, values: dict[str, Any]) -> None:
-        """Append a row to episodes.csv or evaluations.csv."""
-        values = {**values, "env_step": env_step, "seconds": round(self.seconds(), 2)}
-        columns = self.COLUMNS[name].split(",")
-        self.files[name].write(",".join(str(values[column]) for column in columns) + "\n")
+    def elapsed(self) -> float:
+        """Seconds of training, in all parts of a resumed run."""
+        return round(time.time() - self.start, 2)
 
-    def step(self, env_step: int, reward: np.ndarray, ended: np.ndarray) -> None:
-        """Count a step of all environments, and log the episodes that it ended."""
+    def episode_seeds(self) -> list[int | None]:
+        """A seed for each environment's next episode, the same in a resumed run."""
+        return [episode_seed(self.args.seed, i, n) for i, n in enumerate(self.episodes)]
+
+    def check_finite(self, **quantities: Any) -> None:
+        """Exit before a number that is not finite is learned from or saved."""
+        check_finite(f"after step {self.env_step}", **quantities)
+
+    def step(self, reward: np.ndarray, ended: np.ndarray) -> None:
+        """Count a step of every environment, and log the episodes that ended with it."""
+        self.env_step += len(reward)
         self.bar.update(len(reward))
         self.returns += reward
         self.lengths += 1
         for i in np.flatnonzero(ended):
-            episode = {"episodic_return": self.returns[i], "episodic_length": self.lengths[i]}
-            self.row("episodes", env_step, episode)
-            for tag, value in episode.items():
-                self.tensorboard.add_scalar(f"charts/{tag}", value, env_step)
+            row = {"episodic_return": self.returns[i], "episodic_length": self.lengths[i]}
+            self.log(charts=row)
+            self.write_row("episodes", row | {"seconds": self.elapsed()})
             self.bar.set_postfix_str(f"return {self.returns[i]:.1f}", refresh=False)
             self.returns[i], self.lengths[i] = 0.0, 0
+            self.episodes[i] += 1
 
-    def losses(self, env_step: int, losses: dict[str, Tensor]) -> None:
-        """Fail if a loss is not finite; log the losses and the speed every thousand steps."""
-        for name, loss in losses.items():
-            if not math.isfinite(loss):
-                fail(f"{name} is {loss:g} at step {env_step}; the last checkpoint is kept", code=1)
-        if env_step < self.next_losses:
+    def log_losses(self, losses: dict[str, Tensor]) -> None:
+        """Check that the losses are finite, and log them every thousand steps."""
+        self.losses |= {name: float(loss) for name, loss in losses.items()}
+        self.check_finite(**self.losses)
+        # The first row comes after 1000 steps of learning, when there is a value of every loss.
+        self.next_losses = self.next_losses or self.env_step + 1_000
+        if self.env_step >= self.next_losses or self.finished:
+            self.next_losses = self.env_step + 1_000
+            self.write_row("losses", {"seconds": self.elapsed()} | self.losses)
+            steps, seconds = self.env_step - self.first_step, self.elapsed() - self.seconds
+            self.log(losses=self.losses, charts={"SPS": steps / max(seconds, 0.01)})
+
+    def evaluate_if_due(self, evaluate: Callable[[], dict[str, Any]]) -> None:
+        """Log what evaluate returns, and keep the best agent in best.pt."""
+        if self.signal or (self.env_step < self.next_evaluation and not self.finished):
             return
-        self.next_losses = env_step + 1_000
-        for name, loss in losses.items():
-            self.tensorboard.add_scalar(f"losses/{name}", float(loss), env_step)
-        first_step, start = self.started
-        sps = (env_step - first_step) / (time.time() - start)
-        self.tensorboard.add_scalar("charts/SPS", sps, env_step)
+        with contextlib.suppress(KeyboardInterrupt):  # raised by interrupt
+            self.evaluating = True
+            result = evaluate()
+            self.evaluating = False
+        if self.signal:
+            return
+        mean, interval = result["mean_return"], self.args.eval_interval
+        self.next_evaluation = (self.env_step // interval + 1) * interval
+        self.check_finite(evaluation_return=mean)
+        self.write_row("evaluations", {"seconds": self.elapsed()} | result)
+        self.log(eval={f"episodic_{key}": result[f"mean_{key}"] for key in ("return", "length")})
+        score = f"{mean:.1f} +/- {result['std_return']:.1f}"
+        say(f"step {self.env_step}, {self.elapsed():.0f} s: evaluation {score}")
+        if mean > max(self.evaluations, default=-math.inf):
+            self.save("best.pt", agent=self.parts["agent"])
+        self.evaluations.append(mean)
+        last, goal = self.evaluations[-3:], self.args.stop_at_return
+        self.stopped = goal is not None and len(last) == 3 and min(last) >= goal
 
-    def evaluation(self, env_step: int, result: dict[str, float]) -> None:
-        self.row("evaluations", env_step, result)
-        for name in ("return", "length"):
-            self.tensorboard.add_scalar(f"eval/episodic_{name}", result[f"mean_{name}"], env_step)
-        mean, std = result["mean_return"], result["std_return"]
-        self.bar.write(
-            f"step {env_step}, {self.seconds():.0f} s: evaluation {mean:.1f} ± {std:.1f}"
-        )
+    def save_if_due(self, episode_ended: bool = True) -> None:
+        """Save if due; wait for the end of an episode if one comes soon: a run resumes at one."""
+        signalled, steps = self.signal, self.env_step - self.saved_at
+        due = steps >= self.args.save_interval * (1 if episode_ended else 2)
+        if due or signalled or self.finished:
+            self.save("checkpoint.pt", **self.parts)
+            self.saved_at, self.done = self.env_step, bool(signalled) or self.finished
 
-    def close(self) -> None:
+    def save(self, name: str, **parts: Any) -> None:
+        """Write a file beside its place, then rename it: a kill leaves the old file or the new."""
+        self.check_finite(weights=[float(p.detach().sum()) for p in parts["agent"].parameters()])
+        unset = dict.fromkeys(("resume", "evaluate", "run_dir"))
+        self.csv_bytes = {path.name: path.stat().st_size for path in self.folder.glob("*.csv")}
+        counters = {counter: getattr(self, counter) for counter in self.COUNTERS.split()}
+        state = {
+            "script": SCRIPT,
+            "args": dataclasses.asdict(self.args) | unset,
+            "run": counters | {"seconds": self.elapsed()},
+            "torch_rng": torch.get_rng_state(),
+            "cuda_rng": torch.cuda.get_rng_state_all(),
+        }
+        state |= {part: value.state_dict() for part, value in parts.items()}
+        self.tensorboard.flush()  # so that a killed run has all points up to the checkpoint
+        path, temporary = self.folder / name, self.folder / f"{name}.tmp"
+        try:
+            with temporary.open("wb") as file:
+                torch.save(state, file)
+                os.fsync(file.fileno())
+            temporary.replace(path)
+        except (OSError, RuntimeError) as error:  # RuntimeError is torch's for a full disk
+            temporary.unlink(missing_ok=True)
+            fail(f"cannot write {path} ({error}); the checkpoint before it is kept", code=1)
+
+    def write_row(self, name: str, values: dict[str, Any]) -> None:
+        """Append a row to a CSV file of the run folder."""
+        row = {"env_step": self.env_step} | values
+        with (self.folder / f"{name}.csv").open("a", newline="") as file:
+            writer = csv.DictWriter(file, list(row), lineterminator="\n")
+            if file.tell() == 0:
+                writer.writeheader()
+            writer.writerow(row)
+
+    def log(self, **groups: dict[str, float]) -> None:
+        """Send values to TensorBoard, and with --track to Weights & Biases."""
+        tags = {f"{group}/{name}": row[name] for group, row in groups.items() for name in row}
+        for tag, value in tags.items():
+            self.tensorboard.add_scalar(tag, value, self.env_step)
+        if self.wandb:
+            self.wandb.log(tags | {"global_step": self.env_step})
+
+    def interrupt(self, number: int, frame: Any) -> None:
+        """At a signal, let the run save at its next step and end; at a second one, end at once."""
+        self.signal = number
+        signal.signal(number, signal.SIG_DFL)
+        say(f"{SCRIPT}: saving at the next step; once more to end at once", sys.stderr)
+        if self.evaluating:
+            raise KeyboardInterrupt
+
+    def close(self) -> Path:
+        """Say that the run is done; or how to resume it, and exit as the signal does."""
         self.bar.close()
         self.tensorboard.close()
-        for file in self.files.values():
-            file.close()
+        self.lock.release()
+        if self.wandb:
+            self.wandb.finish()
+        if self.finished:
+            say(f"done: {self.folder}")
+            return self.folder
+        command = shlex.join([sys.executable, sys.argv[0], "--resume", str(self.folder)])
+        say(f"saved step {self.env_step}; resume with: {command}")
+        raise SystemExit(128 + self.signal)
 
 
-# [/shared]
-# [shared: checkpoint]
-@dataclass
-class Progress:
-    """The counters of a run."""
-
-    env_step: int = 0
-    updates: int = 0
-    seconds: float = 0.0
-    best_return: float = -math.inf
-    evaluations: list[float] = dataclasses.field(default_factory=list)  # mean returns
+def episode_seed(*numbers: int) -> int:
+    """A seed of 32 bits; different numbers give different seeds (up to hash collisions)."""
+    return int(np.random.SeedSequence(numbers).generate_state(1)[0])
 
 
-def save_checkpoint(path: Path, args: Args, run: Progress, state: dict[str, Any]) -> None:
-    """Write beside path, then rename: a kill at any instant leaves the old file or the new one."""
-    settings = dataclasses.asdict(args) | {"resume": None, "evaluate": None, "run_dir": None}
-    temporary = path.with_suffix(".tmp")
+def check_finite(when: str, **quantities: Any) -> None:
+    """Exit before a number is used that is not finite, or beyond what float32 can hold."""
+    for name, value in quantities.items():
+        numbers = np.ravel(value)
+        finite = np.abs(numbers) < np.finfo(np.float32).max  # false for nan
+        if not finite.all():
+            what = f"{name.replace('_', ' ')} {when}: {numbers[~finite][0]} is no finite float32"
+            fail(f"{what}; the last checkpoint is kept", code=1)
+
+
+def summary(returns: Any, lengths: Any) -> dict[str, float]:
+    """The columns of evaluations.csv, from the returns and lengths of the episodes."""
+    if max(lengths) >= MAX_EPISODE:
+        say(f"an evaluation episode without an end was cut off after {MAX_EPISODE} steps")
+    numbers = np.mean(returns), np.std(returns), np.min(returns), np.max(returns), np.mean(lengths)
+    names = "mean_return", "std_return", "min_return", "max_return", "mean_length"
+    return dict(zip(names, map(float, numbers))) | {"episodes": len(returns)}
+
+
+def check_video(env: Any, env_id: str) -> None:
+    """Exit before training if --capture-video cannot work."""
     try:
-        with temporary.open("wb") as file:
-            torch.save({"script": SCRIPT, "args": settings, "run": vars(run), **state}, file)
-            os.fsync(file.fileno())
-        temporary.replace(path)
-    except (OSError, RuntimeError) as error:  # RuntimeError is what torch makes of a full disk
-        temporary.unlink(missing_ok=True)
-        fail(f"cannot write {path} ({error}); the checkpoint before it is kept", code=1)
+        import moviepy  # noqa: F401
+    except ImportError:
+        fail("--capture-video needs the package moviepy: pip install moviepy")
+    env.reset(seed=0)
+    if np.shape(env.render())[2:] != (3,):
+        fail(f"--capture-video: {env_id} does not render RGB images")
+
+
+def save_video(frames: list, fps: int, args: Args, env_step: int) -> None:
+    """Write an episode's frames, [H, W, 3] each, to an MP4 file in the run folder's videos/."""
+    from gymnasium.utils import save_video  # needs moviepy
+
+    folder, name = str((args.run_dir or Path()) / "videos"), f"step-{env_step}"
+    save_video.save_video(frames, folder, lambda _: True, fps=fps, name_prefix=name)
+
+
+def start_torch(args: Args) -> None:
+    """Seed PyTorch, and choose the device and the precision of float32 products."""
+    torch.manual_seed(args.seed)
+    np.seterr(over="ignore")  # beyond float32 becomes infinite, which check_finite refuses
+    if args.device == "cuda" and not torch.cuda.is_available():
+        fail("--device is cuda, but PyTorch finds no GPU here; use --device cpu")
+    if args.device == "auto":
+        args.device = "cuda" if torch.cuda.is_available() else "cpu"
+    torch.backends.cudnn.deterministic = args.torch_deterministic
+    # oneDNN on a CPU: twice as fast as MKL on Zen 5, as fast on Zen 4. TF32 on a GPU.
+    torch.set_float32_matmul_precision("medium")
+
+
+def compiled(function: Callable, args: Args) -> Callable:
+    """The function as one compiled graph; unchanged with --no-compile or without a compiler."""
+    if args.bfloat16:  # no cache of cast weights: they change within an update
+        function = torch.autocast(args.device, torch.bfloat16, cache_enabled=False)(function)
+    if not args.compile:
+        return function
+    torch._dynamo.config.trace_autograd_ops = True  # allows torch.autograd.grad in a graph
+    options: dict[str, Any] = {
+        "cpp_wrapper": args.device == "cpu",  # half the time to compile, and faster calls
+        "fallback_random": True,  # the random numbers of the uncompiled function
+    }
+    try:
+        torch.compile(torch.sin, options=options)(torch.zeros(1, device=args.device))
+    except Exception as error:  # whatever a compiler that does not work here raises
+        reason = str(error).strip().split("\n")[0]
+        say(f"{SCRIPT}: cannot compile here, so learning is slower: {reason}", sys.stderr)
+        return function
+    say("compiling at the first use: up to a minute, and a few seconds in later runs")
+    # Do not check the modules for changes at every call, which takes 3% of an update: only their
+    # tensors change, and these are inputs of the graph. So that a second agent does not run the
+    # graph of the first, isolate_recompiles gives each its own.
+    options["guard_filter_fn"] = torch.compiler.skip_guard_on_all_nn_modules_unsafe
+    settings: dict[str, Any] = {"fullgraph": True, "isolate_recompiles": True, "options": options}
+    return torch.compile(function, **settings)
+
+
+def to_tensor(array: np.ndarray, device: str) -> Tensor:
+    return torch.as_tensor(array, dtype=torch.float32, device=device)
+
+
+def say(message: str, stream: TextIO | None = None) -> None:
+    """Print a line above the progress bar; a closed pipe or terminal does not end a run."""
+    stream = stream or sys.stdout
+    try:
+        with tqdm.external_write_mode():
+            print(message, file=stream, flush=True)
+    except OSError:
+        os.dup2(os.open(os.devnull, os.O_WRONLY), stream.fileno())
+
+
+def fail(message: str, code: int = 2) -> NoReturn:
+    """End the program with one sentence and an exit code: 2 for bad input, 1 for a fault."""
+    say(f"{SCRIPT}: {message}", sys.stderr)
+    raise SystemExit(code)
 
 
 def load_checkpoint(path: Path) -> dict[str, Any]:
-    """Read what save_checkpoint wrote. weights_only: a file from a stranger runs no code."""
-    if not path.is_file():
-        fail(f"there is no {path}; give a run folder that holds one, such as runs/Pendulum-v1__...")
+    """Read a checkpoint. weights_only: a file from a stranger runs no code."""
     try:
         checkpoint = torch.load(path, map_location="cpu", weights_only=True)
         script = checkpoint["script"]
+    except (FileNotFoundError, NotADirectoryError):
+        fail(f"there is no {path}; give a run folder that holds one, such as runs/Pendulum-v1__...")
     except Exception as error:  # what a damaged or malicious file raises is open-ended
         reason = str(error).split("\n")[0]
         fail(f"{path} is damaged or not a checkpoint, and nothing in it was run ({reason})")
@@ -754,219 +872,79 @@ def load_checkpoint(path: Path) -> dict[str, Any]:
     return checkpoint
 
 
-# [/shared]
-def whole_state(agent: Agent, games: AtariGames) -> dict[str, Any]:
-    """What a run is between two chunks: network, memory, optimizer, games, generators."""
-    return {
-        "agent": agent.state_dict(),
-        "optimizer": agent.optimizer.state_dict(),
-        "games": games.state(),
-        "torch_rng": [torch.get_rng_state(), *torch.cuda.get_rng_state_all()],
-    }
-
-
-def restore(checkpoint: dict[str, Any], agent: Agent, games: AtariGames) -> Progress:
-    """Put back what whole_state took, and return the run's counters."""
-    agent.load_state_dict(checkpoint["agent"])
-    agent.optimizer.load_state_dict(checkpoint["optimizer"])
-    games.restore(checkpoint["games"])
-    torch.set_rng_state(checkpoint["torch_rng"][0])
-    for i, state in enumerate(checkpoint["torch_rng"][1 : 1 + torch.cuda.device_count()]):
-        torch.cuda.set_rng_state(state, i)
-    return Progress(**checkpoint["run"])
-
-
-# [shared: interrupt]
-class Interrupt:
-    """Notes Ctrl-C or SIGTERM, for the run to save and end; a second one ends it at once."""
-
-    def __init__(self) -> None:
-        self.number = 0
-        signal.signal(signal.SIGINT, self.note)
-        signal.signal(signal.SIGTERM, self.note)
-
-    def note(self, number: int, frame: Any) -> None:
-        self.number = number
-        signal.signal(number, signal.SIG_DFL)
-        print(f"\n{SCRIPT}: saving as soon as it can; again to end at once", file=sys.stderr)
-
-    def end(self, run: Progress, run_dir: Path, finished: bool) -> None:
-        """Say that the run is done; or how to go on with it, and exit as the signal does."""
-        if finished:
-            print(f"done: {run_dir}")
-        else:
-            command = shlex.join([sys.executable, sys.argv[0], "--resume", str(run_dir)])
-            print(f"saved step {run.env_step}; go on with: {command}")
-            raise SystemExit(128 + self.number)
-
-
-# [/shared]
-# [shared: torch]
-def start_torch(args: Args) -> None:
-    """Seed, choose the device, and let float32 products run on the fastest path."""
-    torch.manual_seed(args.seed)
-    if args.device == "cuda" and not torch.cuda.is_available():
-        fail("--device is cuda, and PyTorch finds no GPU here; use --device cpu")
-    if args.device == "auto":
-        args.device = "cuda" if torch.cuda.is_available() else "cpu"
-    torch.backends.cudnn.deterministic = args.torch_deterministic
-    # On a CPU this takes oneDNN in place of MKL: products in half the time on some (Zen 5), in
-    # float32 unless the CPU has units for bfloat16 matrices. On a GPU it means TF32 or bfloat16.
-    torch.set_float32_matmul_precision("medium")
-
-
-def compiled(function: Callable, args: Args) -> Callable:
-    """The function in one compiled graph; plain with --no-compile or without a C++ compiler."""
-    if args.bfloat16:  # no cache of cast weights: they change in the middle of an update
-        function = torch.autocast(args.device, torch.bfloat16, cache_enabled=False)(function)
-    if not args.compile:
-        return function
-    if args.device == "cpu" and not (shutil.which("g++") or shutil.which("clang++")):
-        print(f"{SCRIPT}: no C++ compiler is found, so it runs uncompiled, and slower")
-        return function
-    torch._dynamo.config.trace_autograd_ops = True  # lets the graph hold torch.autograd.grad
-    return torch.compile(function, fullgraph=True)
-
-
-def to_tensor(array: np.ndarray, device: str) -> Tensor:
-    return torch.as_tensor(array, dtype=torch.float32, device=device)
-
-
-# [/shared]
-# What a flag may be, and which flags a resumed run may not change.
-AT_LEAST_1 = """total_timesteps num_envs chunk_size temperature_decay_episodes eval_interval
-    eval_episodes save_interval max_episode_frames"""
-AT_LEAST_0 = """seed learning_rate weight_decay entropy_coef value_coef max_grad_norm
-    temperature_init temperature_min"""
-FROM_0_TO_1 = "gamma gae_lambda sticky_actions"
-FIXED = """env_id seed num_envs model activation batch_norm norm_obs sticky_actions
-    full_action_space max_episode_frames"""
-UNSEEN = "seed sticky_actions"  # of these, what an evaluation may change all the same
-FLOORS = "untrained", "random"  # policies that need no checkpoint
-
-
-# [shared: bad input]
-def fail(message: str, code: int = 2) -> NoReturn:
-    """End the program with one sentence and an exit code: 2 for bad input, 1 for a fault."""
-    print(f"{SCRIPT}: {message}", file=sys.stderr)
-    raise SystemExit(code)
-
-
-def check_args(args: Args) -> None:
-    """Fail if a flag is out of its range."""
-    ranges = (AT_LEAST_1, 1, math.inf), (AT_LEAST_0, 0, math.inf), (FROM_0_TO_1, 0, 1)
-    for names, low, high in (*ranges, ("seed", 0, 2**31 - 1)):
-        for name in names.split():
-            for value in np.atleast_1d(getattr(args, name)).tolist():
-                if value is not None and not low <= value <= high:
-                    flag = name.replace("_", "-")
-                    fail(f"--{flag} is {value}, and must lie between {low} and {high}")
-
-
-# [/shared]
-# [shared: run folder]
-def open_run(args: Args) -> Path:
-    """Make the run folder, or take the one to resume, and write args.json there."""
-    name = f"{args.env_id}__{args.exp_name}__{args.seed}__{time.time_ns()}".replace("/", "-")
-    run_dir = args.resume or args.run_dir or Path("runs") / name
-    if not args.resume and (run_dir / "checkpoint.pt").exists():
-        fail(f"{run_dir} holds a run: go on with --resume {run_dir}, or take another --run-dir")
-    run_dir.mkdir(parents=True, exist_ok=True)
-    (run_dir / "args.json").write_text(json.dumps(dataclasses.asdict(args), default=str, indent=2))
-    return run_dir
-
-
-# [/shared]
-# [shared: atari play]
-def play(args: Args, checkpoint: dict[str, Any] | None, path: Path | None) -> None:
-    """Play whole games with the policy that --evaluate names, and print their scores."""
-    start_torch(args)
-    num_actions = AtariGames(args, 1, [0]).num_actions
-    agent = Agent(num_actions, args).to(args.device)
-    policy = agent.player(args.eval_episodes)
-    if args.evaluate == "random":
-        args.greedy_eval = False  # of equal logits none is the likeliest
-        policy = lambda obs: torch.zeros(len(obs), num_actions, device=obs.device)  # noqa: E731
-    env_step, videos = 0, Path("videos")
-    if checkpoint and path:
-        agent.load_state_dict(checkpoint["agent"])
-        env_step, videos = checkpoint["run"]["env_step"], path.parent / "videos"
-    print(
-        "return {mean_return:.1f} ± {std_return:.1f} over {episodes:.0f} episodes, from "
-        "{min_return:.1f} to {max_return:.1f}; mean length {mean_length:.0f}".format(
-            **evaluate(policy, args, env_step, videos)
-        )
-    )
-
-
-# [/shared]
-# [shared: main]
-def main() -> None:
-    """Read the flags; with --resume or --evaluate, those not given are taken from the run."""
-    args, checkpoint, path = tyro.cli(Args), None, None
-    if sum(value is not None for value in (args.resume, args.evaluate, args.run_dir)) > 1:
+def read_flags() -> tuple[Args, dict[str, Any] | None]:
+    """The flags, and the checkpoint of --resume or --evaluate, which sets those not given."""
+    parser = argparse.ArgumentParser(add_help=False, allow_abbrev=False)
+    for flag in "--resume", "--evaluate", "--run-dir":  # read first: they set the others' defaults
+        parser.add_argument(flag)
+    given, _ = parser.parse_known_args()
+    if sum(value is not None for value in vars(given).values()) > 1:
         fail("give one of --resume, --evaluate and --run-dir: the first two name a run themselves")
-    if args.resume:
-        path = args.resume / "checkpoint.pt"
-    elif args.evaluate not in (None, *FLOORS):
-        path = Path(str(args.evaluate))
-        path = path if path.suffix == ".pt" else path / "best.pt"
-    if path:
+    saved, checkpoint = Args(), None
+    if given.resume or given.evaluate not in (None, *typing.get_args(Baseline)):
+        path = Path(given.resume or given.evaluate)
+        if given.resume or path.suffix != ".pt":
+            path /= "checkpoint.pt" if given.resume else "best.pt"
         checkpoint = load_checkpoint(path)
         try:
             saved = Args(**checkpoint["args"])
         except TypeError as error:
             fail(f"{path} was written by a version with other flags: {error}")
         if saved.device == "cuda" and not torch.cuda.is_available():
-            saved.device = "auto"  # it comes from a machine with a GPU, and here there is none
-        args = tyro.cli(Args, default=saved)
-        for name in FIXED.split():
-            if args.evaluate and name in UNSEEN.split():
-                continue
-            if getattr(args, name) != getattr(saved, name):
-                fail(f"{path} has {name} {getattr(saved, name)}, which cannot be changed")
+            saved.device = "auto"
+    args = tyro.cli(Args, default=saved)
+    if checkpoint:
+        for name, hint in typing.get_type_hints(Args, include_extras=True).items():
+            before, now = getattr(saved, name), getattr(args, name)
+            if args.resume and before != now and "fixed" in typing.get_args(hint):
+                fail(f"{path} has {name} {before}, which cannot be changed")
         if args.resume and checkpoint["run"]["env_step"] >= args.total_timesteps:
-            fail(f"{args.resume} is finished; a larger --total-timesteps makes it go on")
-    check_args(args)
-    try:
+            fail(f"{args.resume} is finished; a larger --total-timesteps continues it")
         if args.evaluate:
-            play(args, checkpoint, path)
-        else:
+            args.run_dir = path.parent  # for videos
+    try:
+        TypeAdapter(Args).validate_python(dataclasses.asdict(args))
+    except ValidationError as error:
+        wrong = error.errors()[0]
+        fail(f"--{str(wrong['loc'][0]).replace('_', '-')} is {wrong['input']}: {wrong['msg']}")
+    return args, checkpoint
+
+
+def main() -> None:
+    """Train or evaluate, as the flags say."""
+    for name in ("stdout", "stderr"):  # a closed stream, or one that cannot show all characters
+        setattr(sys, name, getattr(sys, name) or Path(os.devnull).open("w"))
+        getattr(sys, name).reconfigure(errors="backslashreplace")
+    try:
+        args, checkpoint = read_flags()
+        if not args.evaluate:
             train(args, checkpoint)
-    except OSError as error:  # a full disk, a folder that may not be written
+            return
+        result = play(args, checkpoint)
+    except KeyboardInterrupt:
+        raise SystemExit(130) from None
+    except OSError as error:  # a full disk, a folder without write permission
         fail(str(error), code=1)
     except RuntimeError as error:
-        if "loading state_dict" not in str(error):  # PyTorch's words where networks do not fit
+        if "loading state_dict" not in str(error):  # PyTorch's words for networks that do not fit
             raise
-        reason = str(error).split("\n")[1].strip()
-        fail(f"{path} was written by a version with other networks: {reason}")
+        fail("the checkpoint has other networks: " + str(error).split("\n")[1].strip())
+    say(
+        "return {mean_return:.1f} +/- {std_return:.1f} over {episodes} episodes, from "
+        "{min_return:.1f} to {max_return:.1f}; mean length {mean_length:.0f}".format(**result)
+    )
 
 
 if __name__ == "__main__":
     main()
 # [/shared]
 
-
-# What this file needs, for "uv run" and "pip install --requirements-from-script" (PEP 723):
+# Dependencies, for "uv run" and "pip install --requirements-from-script" (PEP 723):
 # /// script
 # requires-python = ">=3.10"
 # dependencies = [
-#     "torch==2.13.0",
-#     "gymnasium==1.4.0",
-#     'numpy==2.4.6; python_version >= "3.11"',
-#     'numpy==2.2.6; python_version < "3.11"',
-#     "pygame-ce==2.5.8",
-#     "box2d==2.3.10",
-#     "mujoco==3.17.0",
-#     "dm-control==1.0.50",
-#     "shimmy==2.0.1",
-#     "pybullet==3.2.7",
-#     "pybullet-envs-gymnasium==0.6.0",
-#     "ale-py==0.12.1",
-#     "tyro==1.0.17",
-#     "tensorboard==2.21.0",
-#     "wandb==0.31.0",
-#     "tqdm==4.70.1",
-#     "moviepy==2.2.1",
+#   "torch==2.13.0", "gymnasium==1.4.0", "ale-py==0.12.1",
+#   'numpy==2.4.6; python_version >= "3.11"', 'numpy==2.2.6; python_version < "3.11"',
+#   "tyro==1.0.17", "pydantic==2.14.4", "filelock==4.3.1", "tqdm==4.70.1", "tensorboard==2.21.0",
 # ]
 # ///

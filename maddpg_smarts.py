@@ -1,505 +1,685 @@
 """Multi-Agent Deep Deterministic Policy Gradient (MADDPG): several agents learn side by side.
 
-To each agent the others are a part of the world, and a part that changes as they learn. So while
-learning, each agent's critic sees what all of them see and do: what a step leads to then stays the
-same, however the others change. An actor needs its own observation only, so that afterwards each
-agent plays by itself. Steps that surprised an agent can be drawn more often than the rest
-(--prioritized-replay), and the work can be spread over processes and machines (--num-collectors,
---num-learners).
+Each of N agents learns as in DDPG: an actor μ(o) acts, and a critic Q tells how well. But to each
+agent the others are part of the environment, which therefore changes while they learn. So the
+critics, which only learning needs, see the observations x = (o_1 .. o_N) and actions of all agents.
+An actor sees its own observation only: after learning, each agent acts by itself.
+
+    act        a_i = μ_i(o_i) + noise, and store (x, a, r, terminated, x')
+    critic i   minimise (Q_i(x, a) - y)²,  y = r_i + γ (1 - terminated_i) Q'_i(x', μ'(x'))
+    actor i    maximise Q_i(x, a) with a_i = μ_i(o_i), the other actions as stored
+    targets    θ' = τ θ + (1 - τ) θ'
 
 Papers: Lowe et al. 2017, Multi-Agent Actor-Critic for Mixed Cooperative-Competitive Environments,
         arXiv:1706.02275; Schaul et al. 2016, Prioritized Experience Replay, arXiv:1511.05952
-Run:    python maddpg_smarts.py
-        python maddpg_smarts.py --env-id mpe2/simple_spread_v3 --num-envs 8 --update-interval 24
+Run:    python maddpg_smarts.py --env-id mpe2/simple_spread_v3 --num-envs 8 --update-interval 24
             --learning-starts 5000 --noise-decay-steps 60000 --total-timesteps 1000000
             --actor-learning-rate 1e-2 --critic-learning-rate 1e-2
-Score:  simple_spread -39 after 1,000,000 steps, independent DDPG -45, three seeds each;
-        random actions -79. Light traffic: 61% of the cars cross after 50,000 steps, 54% after
-        100,000 (two seeds), and 52% of those that only keep their lane
-Watch:  tensorboard --logdir runs
+        python maddpg_smarts.py    (the crossing; see requirements-smarts.txt)
+Expect: on simple_spread -39 after 1M steps (mean of three seeds; random actions: -79). On the
+        crossing 61% of the cars arrive after 50k steps (two seeds; 52% if all keep their lanes)
 """
 
 from __future__ import annotations
 
-import atexit
+import argparse
 import contextlib
 import copy
+import csv
 import dataclasses
 import difflib
 import importlib
 import json
 import math
-import multiprocessing
 import os
 import pkgutil
 import shlex
-import shutil
 import signal
 import sys
 import time
+import typing
 from collections.abc import Callable, Iterable
-from dataclasses import dataclass
-from multiprocessing.connection import Connection
 from pathlib import Path
-from typing import Any, Literal, NamedTuple, NoReturn, TextIO
+from typing import Annotated, Any, Literal, NamedTuple, NoReturn, TextIO, TypeVar
+from uuid import uuid4
 
+import filelock
 import gymnasium as gym
 import numpy as np
 import torch
 import torch.nn as nn
 import torch.nn.functional as F
 import tyro
-from gymnasium.utils.save_video import save_video
+from pydantic import (
+    Field,
+    NonNegativeFloat,
+    NonNegativeInt,
+    PositiveFloat,
+    PositiveInt,
+    TypeAdapter,
+    ValidationError,
+)
 from torch import Tensor
 from torch.utils.tensorboard import SummaryWriter
 from tqdm import tqdm
 
 SCRIPT = Path(__file__).stem
+MAX_EPISODE = 100_000  # steps after which an evaluation cuts an episode off
+T = TypeVar("T")
+Fixed = Annotated[T, "fixed"]  # a flag that a resumed run cannot change
+Fraction = Annotated[float, Field(ge=0, le=1)]
+Seed = Annotated[int, Field(ge=0, lt=2**31)]
+Baseline = Literal["untrained", "random", "keep-lane"]  # policies that need no checkpoint
 
 
-@dataclass
+@dataclasses.dataclass
 class Args:
-    # Task. Every length below is in environment steps, summed over all parallel environments; in
-    # one step all agents act.
-    env_id: str = "smarts/intersection-4lane-v0"  # or PettingZoo's, as mpe2/simple_spread_v3
-    total_timesteps: int = 100_000  # length of the training
-    num_envs: int = 1  # environments side by side; those of SMARTS in processes of their own
-    seed: int = 1  # of the networks, the actions and the episodes
-    action_type: Literal["lane", "continuous"] = "lane"  # choose a move, or steer; MPE has both
+    # Task. Lengths are in environment steps, summed over all parallel environments; in one step
+    # all agents of an environment act.
+    env_id: Fixed[str] = "smarts/intersection-4lane-v0"  # or PettingZoo's: mpe2/simple_spread_v3
+    total_timesteps: PositiveInt = 100_000  # length of the training
+    num_envs: Fixed[PositiveInt] = 1  # parallel environments
+    seed: Fixed[Seed] = 1  # random seed of the networks, the noise and the environments
+    action_type: Fixed[Literal["lane", "continuous"]] = "lane"  # discrete moves, or steering
 
-    # The crossing; other environments have no use for these
-    traffic: Literal["none", "light", "dense"] = "light"  # other cars on it
-    turn: Literal["any", "left", "straight", "right"] = "any"  # any: drawn for each agent, episode
-    image: bool = False  # see the surroundings from above as well, in 32 x 32 pixels
-    horizon: int = 400  # steps of 0.1 s after which an episode is cut off
-    collision_reward: float = -50.0  # for hitting another car, which ends an agent's task
+    # The crossing
+    traffic: Fixed[Literal["none", "light", "dense"]] = "light"  # other cars
+    turn: Fixed[Literal["any", "left", "straight", "right"]] = "any"  # any: sampled per agent
+    image: Fixed[bool] = False  # observe the surroundings from above as well, in 32 x 32 pixels
+    horizon: Fixed[PositiveInt] = 400  # steps of 0.1 s after which an episode is truncated
+    collision_reward: float = -50.0  # for hitting another car, which ends the agent's task
     off_road_reward: float = -50.0  # for leaving the road or the route, which ends it as well
     goal_reward: float = 20.0  # for arriving
-    progress_reward: float = 0.1  # for every metre that the goal has come nearer
-    distance_reward: float = 0.05  # for every metre driven
+    progress_reward: float = 0.1  # per metre nearer to the goal
+    distance_reward: float = 0.05  # per metre driven
 
-    # Networks, one of each kind per agent
-    actor_hidden_sizes: tuple[int, ...] = (64, 64)  # units of each hidden layer
-    critic_hidden_sizes: tuple[int, ...] = (64, 64)  # units of each hidden layer
-    critic: Literal["joint", "own"] = "joint"  # it sees all agents, or its own: independent DDPG
+    # Networks, one of each per agent
+    actor_hidden_sizes: Fixed[tuple[PositiveInt, ...]] = (64, 64)  # units of each hidden layer
+    critic_hidden_sizes: Fixed[tuple[PositiveInt, ...]] = (64, 64)  # units of each hidden layer
+    critic: Fixed[Literal["joint", "own"]] = "joint"  # sees all agents; own: independent DDPG
 
     # Learning
-    gamma: float = 0.95  # discount per step
-    tau: float = 0.01  # share of the online network that flows into its target at an update
-    actor_learning_rate: float = 1e-4  # Adam's step size; the paper's is 1e-2
-    critic_learning_rate: float = 1e-3  # Adam's step size; the paper's is 1e-2
-    batch_size: int = 1024  # transitions per update; an agent learns from those in which it lived
-    buffer_size: int = 1_000_000  # transitions remembered; the oldest are overwritten
-    learning_starts: int = 8_192  # steps of uniform random actions before the first update
-    update_interval: int = 4  # steps from one update to the next; the paper's is 100
-    max_grad_norm: float = 0.5  # largest gradient norm, of each agent's actor and of its critic
-    gumbel_temperature: float = 1.0  # of the softmax that gives discrete actions their gradient
-    output_penalty: float = 1e-3  # weight of the actor's squared raw outputs in its loss
+    gamma: Fraction = 0.95  # discount per step
+    tau: Fraction = 0.01  # weight of the online network in each update of its target
+    actor_learning_rate: NonNegativeFloat = 1e-4  # of Adam; the paper's is 1e-2
+    critic_learning_rate: NonNegativeFloat = 1e-3  # of Adam; the paper's is 1e-2
+    batch_size: PositiveInt = 1024  # transitions per update
+    buffer_size: Fixed[PositiveInt] = 1_000_000  # transitions stored; new ones overwrite the oldest
+    learning_starts: NonNegativeInt = 8_192  # steps of uniform random actions before learning
+    update_interval: PositiveInt = 4  # environment steps between updates; the paper's is 100
+    max_grad_norm: NonNegativeFloat = 0.5  # of each agent's actor, and of its critic
+    gumbel_temperature: PositiveFloat = 1.0  # of the softmax that gives discrete actions a gradient
+    output_penalty: NonNegativeFloat = 1e-3  # weight of the actor's squared outputs in its loss
 
-    # Prioritised replay: each agent draws with priorities of its own
-    prioritized_replay: bool = False  # draw more often what the critic got wrong
-    per_variant: Literal["proportional", "rank"] = "proportional"  # to the error, or 1 / its rank
-    per_alpha: float = 0.6  # 0: all transitions alike; 1: in proportion to the priorities
-    per_beta_start: float = 0.4  # exponent of the importance weights; 1 undoes the draws' bias
-    per_beta_end: float = 1.0  # what it has risen to by the end of the run
+    # Prioritized replay, with priorities for each agent
+    prioritized_replay: Fixed[bool] = False  # sample more often what the critic got wrong
+    per_variant: Fixed[Literal["proportional", "rank"]] = "proportional"  # to error, or to 1 / rank
+    per_alpha: Fixed[NonNegativeFloat] = 0.6  # exponent of the priorities; 0 samples uniformly
+    per_beta_start: Fraction = 0.4  # exponent of the importance weights; 1 removes the bias
+    per_beta_end: Fraction = 1.0  # value that it reaches at the end of the run
 
     # Exploration: Gaussian noise on continuous actions, Gumbel noise on the logits of discrete ones
-    noise_start: float = 1.0  # its scale at first; with 1, discrete actions are the policy's draws
-    noise_end: float = 0.1  # what it falls to, linearly, within noise_decay_steps
-    noise_decay_steps: int = 50_000  # length of that fall
+    noise_start: NonNegativeFloat = 1.0  # its scale; with 1, discrete actions follow the softmax
+    noise_end: NonNegativeFloat = 0.1  # value that it decays to, linearly
+    noise_decay_steps: NonNegativeInt = 50_000  # length of the decay; 0 keeps noise_start
 
-    # Spread over processes, with Ray: on this machine, or on the cluster that RAY_ADDRESS names
-    num_collectors: int = 0  # processes that play, each in an environment of its own
-    num_learners: int = 0  # processes that learn, each for agents of its own
-
-    # Evaluation, without noise and in an environment of its own. A return is the agents' sum.
-    eval_interval: int = 10_000  # steps from one evaluation to the next
-    eval_episodes: int = 10  # episodes in an evaluation
-    stop_at_return: float | None = None  # stop once the last 3 evaluations are all at least this
+    # Evaluation, without noise, in a separate environment. Returns are sums over the agents.
+    eval_interval: PositiveInt = 10_000  # steps between evaluations
+    eval_episodes: PositiveInt = 10  # episodes per evaluation
+    stop_at_return: float | None = None  # stop when the last 3 evaluations all reach it
     capture_video: bool = False  # film the first episode of every evaluation
-    evaluate: str | None = None  # play: a run folder, a .pt file, untrained, random or keep-lane
+    evaluate: Baseline | Path | None = None  # evaluate only: one of these, a run folder, a .pt file
 
     # Run folder
     run_dir: Path | None = None  # default: runs/{env_id}__{exp_name}__{seed}__{time}
     exp_name: str = SCRIPT  # part of the folder's name
-    resume: Path | None = None  # run folder to resume; flags given with this one override its own
-    save_interval: int = 50_000  # steps from one checkpoint to the next
-    progress: bool = True  # progress bar, where there is a terminal
+    resume: Path | None = None  # run folder to resume; other flags given here replace its own
+    save_interval: PositiveInt = 50_000  # steps between checkpoints
+    progress: bool = True  # progress bar, if there is a terminal
     track: bool = False  # log to Weights & Biases as well
-    wandb_project_name: str = "FolioRL"  # its project
-    wandb_entity: str | None = None  # its user or team
+    wandb_project_name: str = "FolioRL"  # W&B project
+    wandb_entity: str | None = None  # W&B user or team
 
     # Machine
-    device: Literal["auto", "cpu", "cuda"] = "auto"  # auto: the GPU where there is one
-    compile: bool = True  # compile the update: 10 to 20 s at the first start, then faster
-    bfloat16: bool = False  # multiply matrices in bfloat16 while learning: faster, less exact
-    torch_deterministic: bool = True  # ask cuDNN for deterministic kernels only
+    device: Literal["auto", "cpu", "cuda"] = "auto"  # auto: the GPU if there is one
+    compile: bool = True  # compile the update: up to a minute at the first start, then faster
+    bfloat16: bool = False  # matrix products of the update in bfloat16: faster, less exact
+    torch_deterministic: bool = True  # only deterministic cuDNN kernels
+
+    def __post_init__(self) -> None:
+        if self.buffer_size < self.num_envs:
+            fail(f"--buffer-size is {self.buffer_size}, less than --num-envs {self.num_envs}")
+        for field in dataclasses.fields(self):
+            unused = field.name.startswith("per_") and not self.prioritized_replay
+            if unused and getattr(self, field.name) != field.default:
+                fail(f"--{field.name.replace('_', '-')} needs --prioritized-replay")
+        check_crossing(self)
 
 
-# [shared: several agents]
+# [shared: agents step]
 class Step(NamedTuple):
-    """What a step of all N agents led to; each part holds the agents in the order of names."""
+    """What a step of an environment led to, for its N agents in their fixed order.
 
-    obs: np.ndarray  # [N, O] float32, what each live agent acts on next; zeros where not live
+    Where E environments step together (Envs, below), every part is [E, N, ...].
+    """
+
+    obs: np.ndarray  # [N, O] float32, what each agent acts on next; zeros where it is not live
     reward: np.ndarray  # [N] float32
-    terminated: np.ndarray  # [N] bool: in this step the agent's task ended, by itself
-    truncated: np.ndarray  # [N] bool: in this step the agent was cut off, as by a time limit
-    live: np.ndarray  # [N] bool: acts in the next step; the episode is over when none does
-    last_obs: np.ndarray  # [N, O], like obs, but not zero for an agent that ended in this step
-
-
-class MultiAgentEnv:
-    """An environment of N agents with PettingZoo's parallel interface, as arrays of fixed order.
-
-    An agent that has ended stays dead until the reset: it is not live, its observation is zero, it
-    earns nothing, and what it is told to do is ignored. An observation that is shorter than another
-    agent's is padded with zeros. An episode is determined by its seed and its actions: an
-    unfinished one is saved as these two, and resumed by playing them again.
-    """
-
-    def __init__(self, args: Args, film: bool = False) -> None:
-        self.env: Any = make_parallel(args, film)
-        self.names: list[str] = list(self.env.possible_agents)
-        spaces = [self.env.action_space(name) for name in self.names]
-        self.space: Any = spaces[0]
-        self.discrete = isinstance(self.space, gym.spaces.Discrete)
-        bounded = isinstance(self.space, gym.spaces.Box) and self.space.is_bounded()
-        if not (self.discrete or bounded) or any(space != self.space for space in spaces):
-            kinds = " and ".join(sorted({str(space) for space in spaces}))
-            fail(f"{args.env_id} has actions {kinds}; all agents need one Discrete or bounded Box")
-        self.action_size = gym.spaces.flatdim(self.space)  # of a Discrete, its number of actions
-        sizes = [gym.spaces.flatdim(self.env.observation_space(name)) for name in self.names]
-        self.obs_size = max(sizes)
-        self.pixels = getattr(self.env, "pixels", 0)  # an image [3, 32, 32] ends the observation
-        self.fps = self.env.metadata.get("render_fps", 10)
-
-    def reset(self, seed: int) -> Step:
-        """Begin an episode: all agents are live, and nothing is earned yet."""
-        self.seed, self.actions = seed, list[np.ndarray]()
-        self.live = np.ones(len(self.names), bool)
-        return self.begin()
-
-    def step(self, action: np.ndarray) -> Step:
-        """Act: [N] integers, or [N, A] numbers in [-1, 1]."""
-        self.send(action)
-        return self.receive()
-
-    def send(self, action: np.ndarray) -> None:
-        """The first half of step; other environments can be sent theirs before receive."""
-        self.actions.append(np.array(action))
-
-    def receive(self) -> Step:
-        """The second half of step."""
-        step = self.advance()
-        self.live = step.live
-        return step
-
-    def state(self) -> dict[str, Any]:
-        """The episode so far, for restore."""
-        return {"seed": self.seed, "actions": [action.tolist() for action in self.actions]}
-
-    def restore(self, state: dict[str, Any]) -> Step:
-        """Play again what state holds; returns the last step."""
-        step = self.reset(state["seed"])
-        for action in state["actions"]:
-            step = self.step(np.array(action, np.int64 if self.discrete else np.float32))
-        return step
-
-    def begin(self) -> Step:
-        obs, _ = self.env.reset(seed=self.seed)
-        nothing = dict.fromkeys(self.names, 0.0)
-        return self.pack(obs, nothing, {}, {})
-
-    def advance(self) -> Step:
-        if self.discrete:
-            moves = self.actions[-1] + self.space.start
-        else:
-            low, high = self.space.low, self.space.high
-            share = (np.clip(self.actions[-1], -1, 1) + 1) / 2
-            moves = low + share.reshape(-1, *low.shape).astype(np.float32) * (high - low)
-        acting = {name: move for name, move, live in zip(self.names, moves, self.live) if live}
-        return self.pack(*self.env.step(acting)[:4])
-
-    def pack(self, obs: dict, reward: dict, terminated: dict, truncated: dict) -> Step:
-        """A Step of what PettingZoo tells by agent."""
-        last_obs = np.zeros((len(self.names), self.obs_size), np.float32)
-        rewards = np.zeros(len(self.names), np.float32)
-        over, cut_off = np.zeros((2, len(self.names)), bool)
-        for i, name in enumerate(self.names):
-            if self.live[i]:
-                flat: Any = gym.spaces.flatten(self.env.observation_space(name), obs[name])
-                last_obs[i, : len(flat)] = flat
-                rewards[i], over[i] = reward[name], terminated.get(name, False)
-                # Where both are true, the end of the task counts: nothing more can be earned.
-                cut_off[i] = truncated.get(name, False) and not over[i]
-        live = self.live & ~over & ~cut_off
-        return Step(last_obs * live[:, None], rewards, over, cut_off, live, last_obs)
-
-    def frame(self) -> np.ndarray:
-        """What a camera above sees now: [H, W, 3] uint8."""
-        return self.env.render()
-
-    def metrics(self) -> dict[str, float]:
-        """Figures of the episode besides returns: on the crossing those of METRICS, else none."""
-        return self.env.metrics() if hasattr(self.env, "metrics") else {}
-
-    def close(self) -> None:
-        self.env.close()
-
-
-def episode_seed(*numbers: int) -> int:
-    """A seed of 32 bits; other numbers give another one, but for rare chance."""
-    return int(np.random.SeedSequence(numbers).generate_state(1)[0])
-
-
-def make_env(args: Args, film: bool = False) -> MultiAgentEnv:
-    """The environment of --env-id; SMARTS in a process of its own, as the housekeeping says."""
-    return (SubprocessEnv if args.env_id.startswith("smarts/") else MultiAgentEnv)(args, film)
-
-
-class Envs:
-    """num_envs environments side by side, in each of them episode after episode.
-
-    An episode's seed follows from the run's, the number of the process that plays, the
-    environment's and the episode's.
-    """
-
-    def __init__(self, args: Args, number: int = 0, subprocesses: bool = True) -> None:
-        make = make_env if subprocesses else MultiAgentEnv
-        self.seed = args.seed, number
-        self.envs = [make(args) for _ in range(args.num_envs)]
-        self.episodes = [0] * args.num_envs
-        self.steps = [self.begin(i) for i in range(args.num_envs)]
-
-    def begin(self, i: int) -> Step:
-        """The first step of environment i's next episode."""
-        self.episodes[i] += 1
-        return self.envs[i].reset(episode_seed(*self.seed, i, self.episodes[i]))
-
-    def part(self, name: str) -> np.ndarray:
-        """A part of the last step of all E environments, [E, N, ...]."""
-        return np.stack([getattr(step, name) for step in self.steps])
-
-    def step(self, action: np.ndarray) -> None:
-        """Act in all of them: [E, N] integers, or [E, N, A] numbers in [-1, 1]."""
-        for env, part in zip(self.envs, action):  # first all are told, then all are waited for
-            env.send(part)
-        self.steps = [env.receive() for env in self.envs]
-
-    def reset(self) -> np.ndarray:
-        """Begin anew where an episode is over; returns where that was, [E] bool."""
-        over = np.logical_not(self.part("live").any(1))
-        for i in np.flatnonzero(over).tolist():
-            self.steps[i] = self.begin(i)
-        return over
-
-    def state(self) -> dict[str, Any]:
-        """How the episodes began, and what was played since; for restore."""
-        return {"episodes": self.episodes, "envs": [env.state() for env in self.envs]}
-
-    def restore(self, state: dict[str, Any]) -> None:
-        """Play again what state holds."""
-        self.episodes = state["episodes"]
-        self.steps = [env.restore(saved) for env, saved in zip(self.envs, state["envs"])]
-
-    def close(self) -> None:
-        for env in self.envs:
-            env.close()
+    terminated: np.ndarray  # [N] bool, the agent's task ended in this step
+    truncated: np.ndarray  # [N] bool, the agent was cut off in this step, as by a time limit
+    live: np.ndarray  # [N] bool, the agent acts next; the episode is over when none does
+    last_obs: np.ndarray  # [N, O], as obs, but not zero where an agent ended in this step
 
 
 # [/shared]
-# The environment has N agents, and what learns has the networks of n of them: of all N, but for a
-# learner of a cluster (at the end), which has some that follow one another.
-ALL = slice(None)
-
-
 class StackedLinear(nn.Module):
     """A linear layer for each of n agents, side by side: [n, B, I] -> [n, B, O]."""
 
     def __init__(self, n: int, fan_in: int, fan_out: int) -> None:
         super().__init__()
-        bound = fan_in**-0.5  # nn.Linear's own
+        bound = fan_in**-0.5  # as in nn.Linear
         self.weight = nn.Parameter(torch.empty(n, fan_in, fan_out).uniform_(-bound, bound))
         self.bias = nn.Parameter(torch.empty(n, 1, fan_out).uniform_(-bound, bound))
 
     def forward(self, *parts: Tensor) -> Tensor:
-        """The input in parts [n, B, I_k], as if they were joined: x W = x_1 W_1 + x_2 W_2 + ...
+        """The output for inputs [n, B, I_k] side by side: x W = x_1 W_1 + x_2 W_2 + ...
 
-        A part that is the same for all agents can be given once, [1, B, I_k]. And for a
-        part that needs no gradient, such as observations, none is computed.
+        An input that is equal for all agents can be given once, as [1, B, I_k]. On the crossing,
+        not repeating observations, and no gradient for them, saves an eighth of an update.
         """
         output: Tensor = self.bias
-        for x, weight in zip(parts, self.weight.split([x.shape[-1] for x in parts], 1)):
-            if len(x) == 1:  # one product for all, and no copy of x for each
-                output = output + torch.einsum("bi,nio->nbo", x[0], weight)
-            else:
-                output = output + x @ weight
+        for x, weight in zip(parts, self.weight.split([x.shape[2] for x in parts], dim=1)):
+            shared = len(x) < len(weight)
+            product = torch.einsum("bi,nio->nbo", x[0], weight) if shared else x @ weight
+            output = output + product
         return output
 
 
-class StackedEye(nn.Module):
-    """A small convolutional network for each of n agents: [n, B, C, 32, 32] -> [n, B, 64].
+class StackedNet(nn.Module):
+    """A network for each of n agents, given the observations and actions of the M that it sees.
 
-    Grouped convolutions, a group for each agent, make it one product too.
+    obs [n, B, M, O], action [n, B, M, A] (none for an actor) -> [n, B, outputs]. What is equal for
+    all networks can be given once, as [1, B, M, ...].
     """
 
-    def __init__(self, n: int, channels: int) -> None:
+    def __init__(self, env: MultiAgentEnv, seen: int, action_size: int, sizes: list[int]) -> None:
         super().__init__()
+        n = len(env.names)
+        self.encoder = StackedEye(env, n, seen) if env.pixels else nn.Flatten(2)
+        inputs = seen * (env.obs_size - env.pixels + action_size) + (64 if env.pixels else 0)
+        layers = zip([inputs, *sizes], sizes)  # the inputs and outputs of each
+        self.layers = nn.ModuleList(StackedLinear(n, i, o) for i, o in layers)
+
+    def forward(self, obs: Tensor, *action: Tensor) -> Tensor:
+        # Agent after agent: [n, B, M, O] -> [n, B, M * O]
+        x = self.layers[0](self.encoder(obs), *(a.flatten(2) for a in action))
+        for layer in self.layers[1:]:
+            x = layer(F.relu(x))
+        return x
+
+
+class Batch(NamedTuple):
+    """Transitions sampled from the replay buffer.
+
+    One batch for all agents, C = 1; with prioritized replay one for each agent, C = N.
+    """
+
+    obs: Tensor  # [C, B, N, O]
+    action: Tensor  # [C, B, N, A], in [-1, 1]; discrete actions are one-hot
+    reward: Tensor  # [C, B, N]
+    terminated: Tensor  # [C, B, N], 1 where the agent's task itself ended, and not at a time limit
+    live: Tensor  # [C, B, N], 1 where the agent acted; elsewhere its other parts are zero
+    next_obs: Tensor  # [C, B, N, O], for an agent that ended its last observation
+    indices: Tensor  # [C, B], places in the buffer
+    weight: Tensor  # [C, B], importance weight; 1 without priorities
+
+
+class ReplayBuffer(nn.Module):
+    """The last transitions, in preallocated tensors; new ones overwrite the oldest."""
+
+    STORED: tuple[str, ...] = Batch._fields[:6]
+
+    def __init__(self, env: MultiAgentEnv, args: Args) -> None:
+        super().__init__()
+        # A multiple of num_envs, so that one step of all environments is never split.
+        self.capacity = args.buffer_size // args.num_envs * args.num_envs
+        self.pixels = env.pixels
+
+        def allocate(like: Tensor) -> nn.Buffer:  # uses no memory before it is written to
+            shape = self.capacity, len(env.names), *like.shape
+            tensor = torch.empty(shape, dtype=like.dtype, device=args.device)
+            return nn.Buffer(tensor, persistent=False)
+
+        obs, number = pack(torch.zeros(env.obs_size), env.pixels), torch.zeros(())
+        self.obs, self.next_obs = allocate(obs), allocate(obs)
+        self.action = allocate(torch.zeros(env.action_size))
+        self.reward, self.terminated, self.live = (allocate(number) for _ in range(3))
+        self.added = 0  # transitions so far, the overwritten ones included
+
+    @property
+    def size(self) -> int:
+        return min(self.added, self.capacity)
+
+    def add(self, *transition: np.ndarray | Tensor) -> None:
+        """Store a transition of every environment: its parts in Batch's order, each [E, N, ...]."""
+        start = self.added % self.capacity
+        self.added += len(transition[0])
+        for name, value in zip(self.STORED, transition):
+            value = torch.as_tensor(value)
+            value = pack(value, self.pixels) if "obs" in name else value
+            getattr(self, name)[start : start + len(value)] = value
+
+    def sample(self, batch_size: int, beta: float) -> Batch:
+        """One batch for all agents, sampled uniformly, with replacement."""
+        index = torch.randint(self.size, (1, batch_size), device=self.obs.device)
+        return self.batch(index, torch.ones_like(index, dtype=torch.float32))
+
+    def batch(self, index: Tensor, weight: Tensor) -> Batch:
+        """The transitions at index [C, B]."""
+        parts = {name: getattr(self, name)[index] for name in ReplayBuffer.STORED}
+        for name in "obs", "next_obs":
+            parts[name] = unpack(parts[name], self.pixels)
+        return Batch(**parts, indices=index, weight=weight)
+
+    def refresh(self, index: Tensor, td_error: Tensor, first: int = 0) -> None:
+        """Note the Bellman errors of a batch (PrioritizedReplayBuffer)."""
+
+    def get_extra_state(self) -> dict[str, Any]:
+        """The stored transitions, for a checkpoint."""
+        # Copies, since torch.save writes all the memory behind a view
+        tensors = {name: getattr(self, name)[: self.size].clone() for name in self.STORED}
+        return {"added": self.added} | tensors
+
+    def set_extra_state(self, state: dict[str, Any]) -> None:
+        self.added = state["added"]
+        for name in self.STORED:
+            getattr(self, name)[: self.size] = state[name]
+
+
+class Agent(nn.Module):
+    """N agents: for each an actor, a critic and a target copy of both; and their updates."""
+
+    def __init__(self, env: MultiAgentEnv, args: Args) -> None:
+        super().__init__()
+        n, num_actions = len(env.names), env.action_size
+        self.num_agents, self.num_actions, self.discrete = n, num_actions, env.discrete
+        self.gamma, self.tau, self.max_grad_norm = args.gamma, args.tau, args.max_grad_norm
+        self.temperature, self.output_penalty = args.gumbel_temperature, args.output_penalty
+        self.joint = args.critic == "joint"
+        seen = n if self.joint else 1
+        self.actor = StackedNet(env, 1, 0, [*args.actor_hidden_sizes, num_actions])
+        self.critic = StackedNet(env, seen, num_actions, [*args.critic_hidden_sizes, 1])
+        self.target_actor = copy.deepcopy(self.actor).requires_grad_(False)
+        self.target_critic = copy.deepcopy(self.critic).requires_grad_(False)
+        self.actor_optimizer = Adam(self.actor.parameters(), args.actor_learning_rate)
+        self.critic_optimizer = Adam(self.critic.parameters(), args.critic_learning_rate)
+        self.identity = nn.Buffer(torch.eye(n, dtype=torch.bool), persistent=False)
+
+    def random(self, num_envs: int) -> Tensor:
+        """Uniform random actions [E, N, A]."""
+        shape = num_envs, self.num_agents
+        if self.discrete:
+            return self.one_hot(torch.randint(self.num_actions, shape))
+        return 2 * torch.rand(*shape, self.num_actions) - 1
+
+    @torch.no_grad()
+    def act(self, obs: Tensor, noise: float) -> Tensor:
+        """Noisy actions [E, N, A] for the observations [E, N, O].
+
+        The largest of logits plus Gumbel noise of scale 1 is a sample from their softmax.
+        """
+        output = self.outputs(self.actor, obs)
+        if self.discrete:
+            return self.greedy(output + noise * self.gumbel(output))
+        return (self.greedy(output) + noise * torch.randn_like(output)).clamp(-1, 1)
+
+    def eval_action(self, obs: Tensor) -> Tensor:
+        """Actions without noise for the observations [N, O]: [N] integers, or [N, A] numbers."""
+        action = self.greedy(self.outputs(self.actor, obs.unsqueeze(0))).squeeze(0)
+        return action.argmax(1) if self.discrete else action
+
+    def outputs(self, actor: nn.Module, obs: Tensor) -> Tensor:
+        """The actors' outputs [E, N, A] for the observations [E, N, O]."""
+        return actor(obs.transpose(0, 1).unsqueeze(2)).transpose(0, 1)
+
+    def greedy(self, output: Tensor) -> Tensor:
+        """Actions [..., A] without noise: the most likely one, as one-hot, or tanh."""
+        return self.one_hot(output.argmax(-1)) if self.discrete else torch.tanh(output)
+
+    def one_hot(self, action: Tensor) -> Tensor:
+        return F.one_hot(action, self.num_actions).float()
+
+    @staticmethod
+    def gumbel(output: Tensor) -> Tensor:
+        return -(-torch.rand_like(output).clamp(min=1e-20).log()).log()
+
+    def per_agent(self, part: Tensor) -> Tensor:
+        """Each agent's own entries in its own batch: [C, B, N, ...] -> [N, B, ...]."""
+        return torch.stack([part[i % len(part), :, i] for i in range(self.num_agents)])
+
+    def value(self, critic: nn.Module, obs: Tensor, action: Tensor, live: Tensor) -> Tensor:
+        """Each agent's value Q_i(x, a_1 .. a_N), x = (o_1 .. o_N), in its own batch: [N, B].
+
+        Critics see zeros in place of the observations and actions of agents that are not live.
+        """
+        obs, action = obs * live.unsqueeze(-1), action * live.unsqueeze(-1)
+        if not self.joint:  # each critic sees its own agent only
+            obs, action = self.per_agent(obs).unsqueeze(2), self.per_agent(action).unsqueeze(2)
+        return critic(obs, action).squeeze(2)
+
+    def mean(self, loss: Tensor, batch: Batch) -> Tensor:
+        """The weighted mean over the steps in which the agent was live: [N, B] -> [N]."""
+        live = self.per_agent(batch.live)
+        return (batch.weight * live * loss).sum(1) / live.sum(1).clamp(min=1)
+
+    def critic_loss(self, batch: Batch) -> tuple[Tensor, Tensor]:
+        """Mean squared Bellman error (paper, equation 6) [N], and the Bellman errors [N, B]."""
+        with torch.no_grad():
+            next_obs = batch.next_obs.flatten(0, 1)  # [C * B, N, O]
+            next_action = self.greedy(self.outputs(self.target_actor, next_obs))
+            next_action = next_action.unflatten(0, batch.next_obs.shape[:2])  # [C, B, N, A]
+            # A terminated agent is not live in the next step. A truncated one would have gone on.
+            next_live = batch.live * (1 - batch.terminated)
+            next_value = self.value(self.target_critic, batch.next_obs, next_action, next_live)
+            # y_i = r_i + γ (1 - terminated_i) Q'_i(x', μ'_1(o'_1) .. μ'_N(o'_N))   [N, B]
+            not_terminated = 1 - self.per_agent(batch.terminated)
+            target = self.per_agent(batch.reward) + self.gamma * not_terminated * next_value
+        td_error = self.value(self.critic, batch.obs, batch.action, batch.live) - target
+        return self.mean(td_error.square(), batch), td_error.detach()
+
+    def actor_loss(self, batch: Batch) -> Tensor:
+        """Minus the value of the actor's action, -mean Q_i(x, a_1 .. μ_i(o_i) .. a_N) [N].
+
+        The other agents' actions are those of the batch (paper, equation 5). A discrete action is
+        sampled by Gumbel-softmax: one-hot forward, as critics know actions, and with the gradient
+        of the softmax backward ("straight-through"; Jang et al. 2017, arXiv:1611.01144).
+        """
+        output = self.actor(self.per_agent(batch.obs).unsqueeze(2))  # [N, B, A]
+        if self.discrete:
+            soft = ((output + self.gumbel(output)) / self.temperature).softmax(-1)
+            action = self.greedy(soft) + soft - soft.detach()
+        else:
+            action = torch.tanh(output)
+        own = self.identity[:, None, :, None]  # [N, 1, N, 1]
+        actions = torch.where(own, action.unsqueeze(2), batch.action)  # [N, B, N, A]
+        value = self.value(self.critic, batch.obs, actions, batch.live)
+        # Without the penalty, logits grow until the softmax has no gradient.
+        return self.mean(self.output_penalty * output.square().mean(2) - value, batch)
+
+    def update(self, batch: Batch) -> tuple[Tensor, dict[str, Tensor]]:
+        """Learn from one batch (algorithm 1); returns the Bellman errors [N, B], and the losses."""
+        critic_loss, td_error = self.critic_loss(batch)
+        self.critic_optimizer.step(self.clipped_grads(critic_loss, self.critic))
+
+        actor_loss = self.actor_loss(
+            batch
+        )  # flows through the critics, but updates the actors only
+        self.actor_optimizer.step(self.clipped_grads(actor_loss, self.actor))
+
+        self.update_target(self.target_critic, self.critic)
+        self.update_target(self.target_actor, self.actor)
+        return td_error, {
+            "qf_loss": critic_loss.mean().detach(),
+            "actor_loss": actor_loss.mean().detach(),
+        }
+
+    def clipped_grads(self, loss: Tensor, net: nn.Module) -> list[Tensor]:
+        """Each agent's gradient of its loss [N], scaled down to max_grad_norm if it is longer."""
+        # An agent's parameters are in no other agent's loss, so this is each agent's own gradient.
+        grads = torch.autograd.grad(loss.sum(), list(net.parameters()))
+        rows = [grad.reshape(len(loss), -1) for grad in grads]
+        norm = torch.cat(rows, dim=1).norm(dim=1, keepdim=True)  # [N, 1]
+        scale = (self.max_grad_norm / (norm + 1e-6)).clamp(max=1.0)
+        return [(row * scale).reshape_as(grad) for row, grad in zip(rows, grads)]
+
+    @torch.no_grad()
+    def update_target(self, target: nn.Module, online: nn.Module) -> None:
+        """θ' = τ θ + (1 - τ) θ'."""
+        for target_param, param in zip(target.parameters(), online.parameters()):
+            target_param.lerp_(param, self.tau)
+
+
+def noise_scale(args: Args, env_step: int) -> float:
+    """The scale of the noise: noise_start, decayed linearly to noise_end."""
+    done = min(env_step / args.noise_decay_steps, 1.0) if args.noise_decay_steps else 0.0
+    return args.noise_start + done * (args.noise_end - args.noise_start)
+
+
+def train(args: Args, checkpoint: dict[str, Any] | None = None) -> Path:
+    """Train, from the start or from a checkpoint; returns the run folder."""
+    start_torch(args)
+    envs, eval_env = Envs(args), make_env(args, film=args.capture_video)
+    agent = Agent(eval_env, args).to(args.device)
+    make_buffer = PrioritizedReplayBuffer if args.prioritized_replay else ReplayBuffer
+    buffer = make_buffer(eval_env, args)
+    run = Run(args, checkpoint, agent=agent, buffer=buffer)
+    update = compiled(agent.update, args)
+    ended: np.ndarray = np.ones(args.num_envs, bool)  # every environment begins an episode
+
+    while not run.done:
+        if ended.any():
+            step = envs.reset(run.episode_seeds(), ended)
+            run.check_finite(observation=step.obs)
+
+        # Act: uniformly at first, so that the buffer starts with diverse actions
+        obs, live = step.obs, step.live  # [E, N, O], [E, N]
+        if run.env_step < args.learning_starts:
+            action = agent.random(args.num_envs)
+        else:
+            noise = noise_scale(args, run.env_step)
+            action = agent.act(to_tensor(obs, args.device), noise).cpu()
+
+        # Step and store; actions of agents that are not live are zeroed
+        step = envs.step((action.argmax(2) if agent.discrete else action).numpy())
+        run.check_finite(observation=step.last_obs, reward=step.reward)
+        action *= torch.from_numpy(live).unsqueeze(2)
+        buffer.add(obs, action, step.reward, step.terminated, live, step.last_obs)
+        ended = np.logical_not(step.live.any(axis=1))
+        run.step(step.reward.sum(axis=1), ended)
+
+        # Learn
+        interval = args.update_interval
+        updates = run.env_step // interval - (run.env_step - args.num_envs) // interval
+        if updates and run.env_step > args.learning_starts:
+            beta = per_beta(args, run.env_step)
+            for _ in range(updates):
+                run.updates += 1
+                batch = buffer.sample(args.batch_size, beta)
+                td_error, losses = update(batch)
+                buffer.refresh(batch.indices, td_error)
+            run.log_losses(losses)
+
+        run.evaluate_if_due(lambda: evaluate(agent.eval_action, eval_env, args, run.env_step))
+        run.save_if_due(episode_ended=bool(ended.all()))
+
+    envs.close()
+    eval_env.close()
+    return run.close()
+
+
+# [shared: agents evaluation]
+@torch.no_grad()
+def evaluate(
+    policy: Callable[[Tensor], Tensor], env: MultiAgentEnv, args: Args, env_step: int
+) -> dict[str, Any]:
+    """Play whole episodes with policy ([N, O] -> [N] or [N, A]); returns evaluations.csv's columns.
+
+    An episode's return is the sum of its agents' returns; agent_returns are their means. Episodes
+    and sampled actions depend on the step only, so a resumed run gives the same evaluations.
+    """
+    returns, lengths, metrics, frames = [], [], [], []
+    with torch.random.fork_rng(devices=range(torch.cuda.device_count())):
+        torch.manual_seed(args.seed + env_step)
+        for episode in range(args.eval_episodes):
+            step = env.reset(episode_seed(args.seed, 10_000, env_step, episode))
+            episodic_return, length = np.zeros(len(env.names)), 0
+            while step.live.any() and length < MAX_EPISODE:
+                check_finite(f"in the evaluation at step {env_step}", observation=step.obs)
+                if args.capture_video and episode == 0:
+                    frames.append(env.env.render())
+                step = env.step(policy(to_tensor(step.obs, args.device)).cpu().numpy())
+                episodic_return, length = episodic_return + step.reward, length + 1
+            returns.append(episodic_return)
+            lengths.append(length)
+            metrics.append(env.metrics())
+    if frames:
+        save_video(frames, env.fps, args, env_step)
+    result: dict[str, Any] = dict(summary(np.sum(returns, axis=1), lengths))
+    result["agent_returns"] = " ".join(f"{mean:.2f}" for mean in np.mean(returns, axis=0))
+    for name in metrics[0]:  # a time is not a number in episodes in which no agent arrived
+        values = [values[name] for values in metrics if not math.isnan(values[name])]
+        result[name] = float(np.mean(values)) if values else ""
+    return result
+
+
+# [/shared]
+# Housekeeping: prioritized replay, images, environments, run folder, checkpoints, flags.
+
+
+class PrioritizedReplayBuffer(ReplayBuffer):
+    """Samples a batch for each agent by its own priorities (Schaul et al. 2016, section 3).
+
+    P(i) = p_i^α / Σ_k p_k^α (equation 1), where p_i = |δ_i| + ε, or 1 / rank(i) by |δ_i|. A new
+    transition gets the largest error so far, so that it is soon sampled; one in which the agent was
+    not live has the priority 0.
+    """
+
+    STORED = *ReplayBuffer.STORED, "error", "priority"
+    SORT = 1_000  # updates between two sortings; in between, ranks are looked up in the last one
+
+    def __init__(self, env: MultiAgentEnv, args: Args) -> None:
+        super().__init__(env, args)
+        self.alpha, self.by_rank = args.per_alpha, args.per_variant == "rank"
+        self.error = nn.Buffer(torch.zeros_like(self.reward), persistent=False)  # |δ|, or -1
+        # p^α. In float32, the sum of a million would be off by more than its smallest parts.
+        priority = torch.zeros_like(self.reward, dtype=torch.float64)
+        self.priority = nn.Buffer(priority, persistent=False)
+        self.largest = nn.Buffer(torch.ones(len(env.names), device=args.device))  # |δ| so far
+        self.sorted = torch.empty(len(env.names), 0, device=args.device)  # |δ| at the last sorting
+        self.entered = self.refreshed = 0  # transitions with a priority; updates
+
+    def sample(self, batch_size: int, beta: float) -> Batch:
+        """A batch for each agent, with importance weights w_i = (n P(i))^-β / max_j w_j.
+
+        So transitions that are sampled more often count for less (section 3.4). The number of
+        transitions n and the sum of priorities cancel out. The sum is cut into B equal parts with
+        one sample in each, which a cumulative sum finds. A tree of sums is slower with 100,000
+        transitions (2.0 ms for 0.7), and faster with a million (2.2 ms for 5.0).
+        """
+        new = torch.arange(max(self.entered, self.added - self.capacity), self.added)
+        new, self.entered = new.to(self.obs.device) % self.capacity, self.added
+        indices, weights = [], []
+        for agent, largest in enumerate(self.largest):
+            self.set_error(agent, new, torch.where(self.live[new, agent] > 0, largest, -1.0))
+            cumulative = self.priority[: self.size, agent].cumsum(0)
+            part = torch.arange(1, batch_size + 1) - torch.rand(batch_size, dtype=torch.float64)
+            index = torch.searchsorted(
+                cumulative, (part / batch_size).to(new.device) * cumulative[-1]
+            )
+            priority = self.priority[index, agent].clamp(min=1e-12)  # 0 if it never was live
+            indices.append(index)
+            weights.append((priority / priority.min()).pow(-beta).float())
+        return self.batch(torch.stack(indices), torch.stack(weights))
+
+    def refresh(self, index: Tensor, td_error: Tensor, first: int = 0) -> None:
+        """Take over the Bellman errors [n, B] of transitions [n, B], for n agents from first on."""
+        for agent, (places, errors) in enumerate(zip(index, td_error.abs()), start=first):
+            error = torch.where(self.error[places, agent] < 0, -1.0, errors)
+            self.largest[agent] = torch.maximum(self.largest[agent], error.max())
+            self.set_error(agent, places, error)
+        self.refreshed += 1
+        # Early as well: until the first sorting all ranks are 1, and samples uniform
+        if self.by_rank and (self.refreshed % self.SORT == 0 or self.refreshed in (10, 100)):
+            self.sort()
+
+    def set_error(self, agent: int, index: Tensor, error: Tensor) -> None:
+        """Set an agent's errors [K], -1 where it was not live, and the priorities that follow."""
+        if self.by_rank:  # 1 + how many are larger
+            not_larger = torch.searchsorted(self.sorted[agent], error, right=True)
+            priority = 1 / (1 + self.sorted.shape[1] - not_larger.double())
+        else:
+            priority = error.clamp(min=0).double() + 1e-6
+        self.error[index, agent] = error
+        self.priority[index, agent] = priority**self.alpha * (error >= 0)
+
+    def sort(self) -> None:
+        """Sort the errors, and set all priorities by their ranks."""
+        self.sorted, order = self.error[: self.size].T.contiguous().sort()  # [N, size]
+        rank = torch.arange(self.size, 0, -1, device=order.device).double()
+        for agent in range(len(order)):
+            self.priority[order[agent], agent] = rank**-self.alpha * (self.sorted[agent] >= 0)
+
+    def get_extra_state(self) -> dict[str, Any]:
+        more = {name: getattr(self, name) for name in ("sorted", "entered", "refreshed")}
+        return super().get_extra_state() | more
+
+    def set_extra_state(self, state: dict[str, Any]) -> None:
+        super().set_extra_state(state)
+        self.sorted = state["sorted"].to(self.error.device)
+        self.entered, self.refreshed = state["entered"], state["refreshed"]
+
+
+def per_beta(args: Args, env_step: int) -> float:
+    """The exponent of the importance weights, which rises linearly over the run."""
+    done = min(env_step / args.total_timesteps, 1.0)
+    return args.per_beta_start + done * (args.per_beta_end - args.per_beta_start)
+
+
+class StackedEye(nn.Module):
+    """A small convolutional network for each of n agents, on the images that end observations.
+
+    obs [C, B, M, O], C = n or 1 -> [n, B, M * (O - pixels) + 64]. Grouped convolutions, one group
+    for each agent, compute all of them at once.
+    """
+
+    def __init__(self, env: MultiAgentEnv, n: int, seen: int) -> None:
+        super().__init__()
+        self.pixels = env.pixels  # 3 x 32 x 32
         self.convolutions = nn.Sequential(
-            nn.Conv2d(n * channels, n * 16, 4, stride=2, groups=n),  # [B, n * 16, 15, 15]
+            nn.Conv2d(n * seen * 3, n * 16, 4, stride=2, groups=n),  # [B, n * 16, 15, 15]
             nn.ReLU(),
             nn.Conv2d(n * 16, n * 32, 5, stride=2, groups=n),  # [B, n * 32, 6, 6]
             nn.ReLU(),
         )
         self.linear = StackedLinear(n, 32 * 6 * 6, 64)
 
-    def forward(self, image: Tensor) -> Tensor:
-        maps = self.convolutions(image.transpose(0, 1).flatten(1, 2))
-        features = maps.unflatten(1, (len(image), 32)).transpose(0, 1).flatten(2)
-        return F.relu(self.linear(features))
+    def forward(self, obs: Tensor) -> Tensor:
+        n = len(self.linear.bias)
+        numbers, images = obs.expand(n, -1, -1, -1).tensor_split([-self.pixels], dim=3)
+        images = images.unflatten(3, (3, 32, 32)).flatten(2, 3)  # [n, B, M * 3, 32, 32]
+        maps = self.convolutions(images.transpose(0, 1).flatten(1, 2))
+        maps = maps.unflatten(1, (n, 32)).transpose(0, 1)  # [n, B, 32, 6, 6]
+        return torch.cat([numbers.flatten(2), F.relu(self.linear(maps.flatten(2)))], dim=2)
 
 
-class StackedNet(nn.Module):
-    """A network for each of n agents, on the observations and actions of the M agents it sees.
-
-    obs [n, B, M, O], action [n, B, M, A] (an actor's has none) -> [n, B, outputs]. If all see the
-    same, [1, B, M, ...] will do.
-    """
-
-    def __init__(
-        self,
-        env: MultiAgentEnv,
-        n: int,
-        seen: int,
-        action_size: int,
-        hidden: tuple[int, ...],
-        outputs: int,
-    ) -> None:
-        super().__init__()
-        self.n = n
-        self.numbers = env.obs_size - env.pixels  # what comes before the image
-        self.eye = StackedEye(n, seen * 3) if env.pixels else None
-        inputs = seen * (self.numbers + action_size) + (64 if self.eye else 0)
-        sizes = [inputs, *hidden]
-        layers: list[nn.Module] = []
-        for fan_in, fan_out in zip(sizes, sizes[1:]):
-            layers += [StackedLinear(n, fan_in, fan_out), nn.ReLU()]
-        self.layers = nn.Sequential(*layers, StackedLinear(n, sizes[-1], outputs))
-
-    def forward(self, obs: Tensor, action: Tensor | None = None) -> Tensor:
-        parts = [obs[..., : self.numbers].flatten(2)]  # agent after agent: [n, B, M * O]
-        if action is not None:
-            parts.append(action.flatten(2))  # [n, B, M * A]
-        if self.eye:
-            image = obs[..., self.numbers :].unflatten(-1, (3, 32, 32)).flatten(2, 3)
-            parts.append(self.eye(image.expand(self.n, -1, -1, -1, -1)))
-        return self.layers[1:](self.layers[0](*parts))
+def pack(obs: Tensor, pixels: int) -> Tensor:
+    """Observations for the buffer: with an image, all in bytes, of which a pixel takes one."""
+    if not pixels:
+        return obs
+    numbers, image = obs.tensor_split([-pixels], dim=-1)
+    return torch.cat([numbers.contiguous().view(torch.uint8), (255 * image).round().byte()], -1)
 
 
-class Transition(NamedTuple):
-    """What one step of E environments brought."""
-
-    obs: np.ndarray  # [E, N, O]
-    action: Tensor  # [E, N, A]: numbers in [-1, 1], or a discrete action as a one-hot row
-    reward: np.ndarray  # [E, N]
-    terminated: np.ndarray  # [E, N], true where the agent's task itself ended, not its time
-    live: np.ndarray  # [E, N], true where the agent acted; else its other parts are zero
-    next_obs: np.ndarray  # [E, N, O]; for an agent that ended, the last thing it saw
-    ended: np.ndarray  # [E], true where the episode is over
-
-
-class Batch(NamedTuple):
-    """Transitions to learn from: C draws of B steps. C is n if each agent draws its own, else 1."""
-
-    obs: Tensor  # [C, B, N, O]
-    action: Tensor  # [C, B, N, A]
-    reward: Tensor  # [C, B, N]
-    terminated: Tensor  # [C, B, N], 0 or 1
-    live: Tensor  # [C, B, N], 0 or 1
-    next_obs: Tensor  # [C, B, N, O]
-    weight: Tensor  # [C, B], importance weights; 1 without priorities
-
-
-class ReplayBuffer:
-    """The last transitions, in tensors made once; when they are full, the oldest go first."""
-
-    def __init__(self, env: MultiAgentEnv, args: Args) -> None:
-        # A multiple of num_envs, so that one step of all environments is never split.
-        self.capacity = args.buffer_size // args.num_envs * args.num_envs
-        if self.capacity == 0:
-            fail(f"--buffer-size is {args.buffer_size}, and must not be below --num-envs")
-        n, self.pixels, self.device = len(env.names), env.pixels, args.device
-        numbers = env.obs_size - env.pixels
-        sizes = {"obs": (numbers,), "next_obs": (numbers,), "action": (env.action_size,)}
-        self.parts: dict[str, Tensor] = {}
-        for name in Transition._fields[:-1]:  # on a CPU, memory not yet written to takes no room
-            shape = self.capacity, n, *sizes.get(name, ())
-            self.parts[name] = torch.empty(shape, device=args.device)
-            if self.pixels and "obs" in name:  # images in bytes
-                image = torch.empty(self.capacity, n, self.pixels, dtype=torch.uint8)
-                self.parts[f"{name}_image"] = image.to(args.device)
-        self.position = self.size = 0
-        self.priorities = Priorities(n, self.capacity, args) if args.prioritized_replay else None
-
-    def add(self, transition: Transition) -> None:
-        """Store one step of every environment."""
-        start, end = self.position, self.position + len(transition.obs)
-        for name, value in zip(transition._fields[:-1], transition):
-            part: Any = torch.tensor(value) if isinstance(value, np.ndarray) else value
-            if f"{name}_image" in self.parts:
-                part, image = part.split([part.shape[-1] - self.pixels, self.pixels], -1)
-                self.parts[f"{name}_image"][start:end] = (255 * image).round()
-            self.parts[name][start:end] = part
-        self.position = end % self.capacity
-        self.size = max(self.size, end)
-        if self.priorities:
-            self.priorities.add(torch.arange(start, end), torch.tensor(transition.live))
-
-    def part(self, name: str, place: Tensor) -> Tensor:
-        part = self.parts[name][place]
-        if f"{name}_image" not in self.parts:
-            return part
-        return torch.cat([part, self.parts[f"{name}_image"][place] / 255], -1)
-
-    def sample(self, batch_size: int, beta: float, members: slice = ALL) -> tuple[Tensor, Batch]:
-        """The transitions' places [C, B], and what they hold; uniform, or by priority."""
-        if self.priorities:
-            index, weight = self.priorities.draw(batch_size, beta, members)
-        else:
-            index = torch.randint(self.size, (1, batch_size))
-            weight = torch.ones(1, batch_size)
-        place = index.to(self.device)
-        parts = {name: self.part(name, place) for name in Transition._fields[:-1]}
-        return index, Batch(**parts, weight=weight.to(self.device))
-
-    def state_dict(self) -> dict[str, Any]:
-        """What is stored, without the room that is still free."""
-        # Copies: of a view, torch.save would write all the memory that lies behind it.
-        state: dict[str, Any] = {name: p[: self.size].clone() for name, p in self.parts.items()}
-        state |= {"position": self.position, "size": self.size}
-        return state | (self.priorities.state_dict(self.size) if self.priorities else {})
-
-    def load_state_dict(self, state: dict[str, Any]) -> None:
-        """Take over what state_dict of another buffer gave."""
-        self.position, self.size = state["position"], state["size"]
-        for name, part in self.parts.items():
-            part[: self.size] = state[name].to(self.device)
-        if self.priorities:
-            self.priorities.load_state_dict(state)
+def unpack(packed: Tensor, pixels: int) -> Tensor:
+    """The observations that pack was given."""
+    if not pixels:
+        return packed
+    numbers, image = packed.tensor_split([-pixels], dim=-1)
+    return torch.cat([numbers.contiguous().view(torch.float32), image / 255], -1)
 
 
 # [shared: adam]
 class Adam(nn.Module):
-    """Adam (Kingma & Ba 2015, algorithm 1), in place on the parameters that it is given.
+    """Adam (Kingma & Ba 2015, section 2), computing what torch.optim.Adam does.
 
-    It computes what torch.optim.Adam does. It is written out so that a whole update compiles to one
-    graph: in there, torch.optim's step would leave the weights as they are (torch 2.13).
+    Written out so that a whole update compiles to one graph: 1.2 times as fast. Within a graph the
+    step of torch.optim.Adam has no effect (torch 2.13).
     """
 
     def __init__(self, params: Iterable[Tensor], learning_rate: float, eps: float = 1e-8) -> None:
         super().__init__()
         self.params, self.eps = list(params), eps
-        # A tensor: a plain number would be a constant of the graph, compiled anew at each change.
+        # A tensor, since a compiled graph would keep a plain number as a constant
         self.learning_rate = nn.Buffer(torch.tensor(learning_rate), persistent=False)
         self.m = nn.ParameterList(torch.zeros_like(p) for p in self.params).requires_grad_(False)
         self.v = nn.ParameterList(torch.zeros_like(p) for p in self.params).requires_grad_(False)
@@ -508,904 +688,557 @@ class Adam(nn.Module):
     @torch.no_grad()
     def step(self, grads: Iterable[Tensor], beta1: float = 0.9, beta2: float = 0.999) -> None:
         self.t.add_(1)
-        # 1 - β^t, with exp: compiled, a power would be repeated inside the loops over the weights.
-        bias1, bias2 = (1 - torch.exp(self.t * math.log(beta)) for beta in (beta1, beta2))
+        bias1, bias2 = (
+            1 - torch.exp(self.t * math.log(beta)) for beta in (beta1, beta2)
+        )  # 1 - β^t
+        step_size, eps = self.learning_rate * bias2.sqrt() / bias1, self.eps * bias2.sqrt()
         for p, g, m, v in zip(self.params, grads, self.m, self.v):
             m.lerp_(g, 1 - beta1)  # m = β1 m + (1 - β1) g
             v.mul_(beta2).addcmul_(g, g, value=1 - beta2)  # v = β2 v + (1 - β2) g²
-            m_hat, v_hat = m / bias1, v / bias2
-            p.sub_(self.learning_rate * m_hat / (v_hat.sqrt() + self.eps))
+            p.sub_(step_size * m / (v.sqrt() + eps))
 
 
 # [/shared]
-class Agent(nn.Module):
-    """All agents: for each an actor, a critic, a target copy of each; and how they learn.
+# [shared: several agents]
+class MultiAgentEnv:
+    """The N agents of a PettingZoo environment (parallel interface) as arrays of fixed order.
 
-    With members, those n of the N agents alone, as a learner of a cluster has them: what they need
-    to know of the others is the target actors.
+    An agent is live from its first observation until it ends. Otherwise its observation and reward
+    are zero, and its action is ignored. An agent that leaves without notice counts as truncated.
+    Observations that are shorter than another agent's are padded with zeros.
     """
 
-    def __init__(self, env: MultiAgentEnv, args: Args, members: slice = ALL) -> None:
-        super().__init__()
-        self.num_agents, self.num_actions = len(env.names), env.action_size
-        self.members = range(self.num_agents)[members]  # their numbers
-        self.rows = members  # their rows in what is stacked for all N, such as priorities
-        self.discrete, self.joint = env.discrete, args.critic == "joint"
-        self.gamma, self.tau, self.max_grad_norm = args.gamma, args.tau, args.max_grad_norm
-        if args.gumbel_temperature == 0:
-            fail("--gumbel-temperature is 0, and must be above it")
-        self.temperature, self.output_penalty = args.gumbel_temperature, args.output_penalty
-        n, seen = len(self.members), self.num_agents if self.joint else 1
-        self.actor = StackedNet(env, n, 1, 0, args.actor_hidden_sizes, env.action_size)
-        self.critic = StackedNet(env, n, seen, env.action_size, args.critic_hidden_sizes, 1)
-        self.target_actor = copy.deepcopy(self.actor).requires_grad_(False)
-        self.target_critic = copy.deepcopy(self.critic).requires_grad_(False)
-        self.actor_optimizer = Adam(self.actor.parameters(), args.actor_learning_rate)
-        self.critic_optimizer = Adam(self.critic.parameters(), args.critic_learning_rate)
-
-    def one_hot(self, index: Tensor) -> Tensor:
-        return F.one_hot(index, self.num_actions).float()
-
-    @staticmethod
-    def gumbel(output: Tensor) -> Tensor:
-        """Noise that makes the largest of the logits plus noise a draw from their softmax."""
-        return -(-torch.rand_like(output).log()).log()
-
-    @torch.no_grad()
-    def act(self, obs: Tensor, noise: float = 0.0) -> Tensor:
-        """Actions [E, N, A] for the observations [E, N, O]; discrete ones as one-hot rows.
-
-        Without noise the likeliest action; Gumbel noise of scale 1 on the logits draws an action
-        with the policy's probabilities.
-        """
-        output = self.actor(obs.transpose(0, 1).unsqueeze(2)).transpose(0, 1)  # [E, N, A]
-        if self.discrete:
-            output = output + noise * self.gumbel(output) if noise else output
-            return self.one_hot(output.argmax(-1))
-        action = torch.tanh(output)
-        return (action + noise * torch.randn_like(action)).clamp(-1, 1) if noise else action
-
-    def eval_action(self, obs: Tensor) -> Tensor:
-        """The best actions for the observations [N, O]: [N] integers, or [N, A] numbers."""
-        action = self.act(obs.unsqueeze(0)).squeeze(0)
-        return action.argmax(-1) if self.discrete else action
-
-    def random(self, num_envs: int) -> Tensor:
-        """Actions [E, N, A] drawn uniformly."""
-        shape = num_envs, self.num_agents
-        if self.discrete:
-            return self.one_hot(torch.randint(self.num_actions, shape))
-        return 2 * torch.rand(*shape, self.num_actions) - 1
-
-    def own(self, part: Tensor) -> Tensor:
-        """Each agent's own share of its own draw: [C, B, N, ...] -> [n, B, ...]."""
-        return torch.stack([part[c % len(part), :, i] for c, i in enumerate(self.members)])
-
-    def value(self, critic: nn.Module, obs: Tensor, action: Tensor, live: Tensor) -> Tensor:
-        """Each agent's value Q_i(x, a_1 .. a_N), x = (o_1 .. o_N), in its own draw's steps [n, B].
-
-        Of a dead agent the critics see zeros: neither where it was, nor what it would have done.
-        """
-        obs, action = obs * live.unsqueeze(-1), action * live.unsqueeze(-1)
-        if not self.joint:  # each sees only itself; a joint critic's [C, B, N, ...] fits as it is
-            obs, action = self.own(obs).unsqueeze(2), self.own(action).unsqueeze(2)
-        return critic(obs, action).squeeze(2)
-
-    def target_actions(self, next_obs: Tensor) -> Tensor:
-        """What the target actors do in the next observations, [C, B, N, A]."""
-        rows = next_obs.flatten(0, 1).transpose(0, 1).unsqueeze(2)  # [N, C * B, 1, O]
-        output = self.target_actor(rows).transpose(0, 1).unflatten(0, next_obs.shape[:2])
-        return self.one_hot(output.argmax(-1)) if self.discrete else torch.tanh(output)
-
-    def mean(self, loss: Tensor, batch: Batch) -> Tensor:
-        """The importance-weighted mean over the steps in which an agent lived, [n, B] -> [n]."""
-        live = self.own(batch.live)
-        return (batch.weight * live * loss).sum(1) / live.sum(1).clamp(min=1)
-
-    def critic_loss(self, batch: Batch) -> tuple[Tensor, Tensor]:
-        """Mean squared Bellman error (paper, equation 6) [n], and the Bellman errors [n, B]."""
-        with torch.no_grad():
-            # An agent whose task ended is dead in the next step. One that was cut off would have
-            # gone on, and so would the world around it.
-            next_live = batch.live * (1 - batch.terminated)
-            next_action = self.target_actions(batch.next_obs)
-            next_value = self.value(self.target_critic, batch.next_obs, next_action, next_live)
-            # y_i = r_i + γ (1 - terminated_i) Q'_i(x', μ'_1(o'_1) .. μ'_N(o'_N))   [n, B]
-            going_on = 1 - self.own(batch.terminated)
-            target = self.own(batch.reward) + self.gamma * going_on * next_value
-        td_error = self.value(self.critic, batch.obs, batch.action, batch.live) - target
-        return self.mean(td_error.square(), batch), td_error.detach()
-
-    def actor_loss(self, batch: Batch) -> Tensor:
-        """Minus the value of what the actor would do now, -mean Q_i(x, a_1 .. μ_i(o_i) .. a_N).
-
-        The others' actions are those that they took (paper, equation 5). A discrete action is
-        drawn by Gumbel-softmax: one-hot, as the critic knows actions, with the gradient that the
-        softmax would have ("straight-through"; Jang et al. 2017, arXiv:1611.01144).
-        """
-        output = self.actor(self.own(batch.obs).unsqueeze(2))  # [n, B, A]
-        if self.discrete:
-            soft = ((output + self.gumbel(output)) / self.temperature).softmax(-1)
-            fresh = self.one_hot(soft.argmax(-1)) + soft - soft.detach()
-        else:
-            fresh = torch.tanh(output)
-        everyone = torch.eye(self.num_agents, dtype=torch.bool, device=output.device)
-        mine = self.share(everyone)  # [n, N]: which of the actions is the agent's own
-        action = torch.where(mine[:, None, :, None], fresh.unsqueeze(2), batch.action)
-        value = self.value(self.critic, batch.obs, action, batch.live)
-        # Without the penalty, logits run off to where the softmax has no gradient left.
-        return self.mean(self.output_penalty * output.square().mean(2) - value, batch)
-
-    def gradients(self, batch: Batch) -> tuple[list[Tensor], list[Tensor], Tensor, dict]:
-        """The critics' and the actors' gradients, the Bellman errors [n, B], and what to log."""
-        critic_loss, td_error = self.critic_loss(batch)
-        # An agent's parameters appear in no other agent's loss, so that the sum's gradient is
-        # each one's own.
-        critic_grads = torch.autograd.grad(critic_loss.sum(), list(self.critic.parameters()))
-        actor_loss = self.actor_loss(batch)  # flows through the critics, and moves the actors only
-        actor_grads = torch.autograd.grad(actor_loss.sum(), list(self.actor.parameters()))
-        losses = {"qf_loss": critic_loss.mean().detach(), "actor_loss": actor_loss.mean().detach()}
-        return list(critic_grads), list(actor_grads), td_error, losses
-
-    @torch.no_grad()
-    def step(self, critic_grads: list[Tensor], actor_grads: list[Tensor]) -> None:
-        """A step of Adam; then the targets follow."""
-        self.critic_optimizer.step(self.clip(critic_grads))
-        self.actor_optimizer.step(self.clip(actor_grads))
-        self.soft_update(self.target_critic.parameters(), self.critic.parameters())
-        ours = (self.share(param) for param in self.target_actor.parameters())
-        self.soft_update(ours, self.actor.parameters())
-
-    def soft_update(self, target: Iterable[Tensor], online: Iterable[Tensor]) -> None:
-        """θ' = τ θ + (1 - τ) θ'."""
-        for target_param, param in zip(target, online):
-            target_param.lerp_(param, self.tau)
-
-    def share(self, stacked: Tensor) -> Tensor:
-        """A view of the members' share of a parameter [N * k, ...] of all agents' networks."""
-        k = len(stacked) // self.num_agents  # 1, but for convolutions: their channels
-        return stacked[k * self.members.start : k * self.members.stop]
-
-    def clip(self, grads: list[Tensor]) -> list[Tensor]:
-        """Each agent's gradient, scaled down to max_grad_norm where it is longer."""
-        rows = [grad.reshape(len(self.members), -1) for grad in grads]
-        norm = torch.stack([row.square().sum(1) for row in rows]).sum(0).sqrt()  # [n]
-        scale = (self.max_grad_norm / (norm + 1e-6)).clamp(max=1.0).unsqueeze(1)
-        return [(row * scale).reshape_as(grad) for row, grad in zip(rows, grads)]
-
-    def update(self, batch: Batch) -> tuple[Tensor, dict[str, Tensor]]:
-        """Learn from one batch (paper, algorithm 1): Bellman errors [n, B], losses by name."""
-        critic_grads, actor_grads, td_error, losses = self.gradients(batch)
-        self.step(critic_grads, actor_grads)
-        return td_error, losses
-
-
-class SumTree:
-    """For each of N agents a binary tree: leaves are priorities, other nodes their children's sum.
-
-    nodes [N, 2 * leaves]: node 1 is the root, and the children of node k are 2k and 2k + 1. So
-    drawing in proportion to the priorities takes log2(leaves) steps down, in place of a sum over
-    all leaves, and changing a priority as many steps up (Schaul et al. 2016, appendix B).
-    """
-
-    def __init__(self, num_agents: int, capacity: int) -> None:
-        self.leaves = 1 << (capacity - 1).bit_length()
-        # In float32 the sums of a million leaves would be off by whole leaves.
-        self.nodes = torch.zeros(num_agents, 2 * self.leaves, dtype=torch.float64)
-
-    def set(self, index: Tensor, priority: Tensor, members: slice = ALL) -> None:
-        """Give the leaves index [n, B] the priorities [n, B], and all nodes above their sums."""
-        node, nodes = index + self.leaves, self.nodes[members]
-        nodes.scatter_(1, node, priority.double())
-        while node[0, 0] > 1:
-            node = node // 2
-            children = nodes.gather(1, 2 * node), nodes.gather(1, 2 * node + 1)
-            nodes.scatter_(1, node, children[0] + children[1])
-
-    def get(self, index: Tensor, members: slice = ALL) -> Tensor:
-        return self.nodes[members].gather(1, index + self.leaves)
-
-    def draw(self, batch_size: int, members: slice = ALL) -> Tensor:
-        """Leaves [n, B], each with the probability priority / total.
-
-        The total is cut into B equal parts and one point drawn in each, so that a batch has some
-        of everything.
-        """
-        nodes = self.nodes[members]
-        random = torch.rand(len(nodes), batch_size, dtype=torch.float64)
-        rest = (torch.arange(batch_size) + random) / batch_size * nodes[:, 1:2]
-        node = torch.ones_like(rest, dtype=torch.int64)
-        while node[0, 0] < self.leaves:
-            left, right = nodes.gather(1, 2 * node), nodes.gather(1, 2 * node + 1)
-            to_the_right = (rest >= left) & (right > 0)  # rounding must not lead to an empty leaf
-            rest = torch.where(to_the_right, rest - left, rest)
-            node = 2 * node + to_the_right
-        return node - self.leaves
-
-
-class Priorities:
-    """Which transitions each of N agents draws (Schaul et al. 2016, section 3).
-
-    P(i) = p_i^α / Σ_k p_k^α (equation 1), where p_i = |δ_i| + ε, or 1 / rank(i) by |δ_i|. A new
-    transition enters with the largest error so far, so that it is soon learnt from; one in which
-    an agent was dead has the priority 0 for it.
-    """
-
-    SORT = 1_000  # updates between two sortings; in between, a rank is looked up in the last one
-
-    def __init__(self, num_agents: int, capacity: int, args: Args) -> None:
-        self.alpha, self.by_rank = args.per_alpha, args.per_variant == "rank"
-        self.tree = SumTree(num_agents, capacity)
-        self.error = torch.full((num_agents, capacity), -1.0)  # |δ|, below 0 where there is none
-        self.largest = torch.ones(num_agents, 1)
-        self.sorted = torch.zeros(num_agents, 0)  # errors in ascending order, at the last sorting
-        self.refreshed = 0
-        self.new: list[tuple[Tensor, Tensor]] = []
-
-    def add(self, index: Tensor, live: Tensor) -> None:
-        """Note new transitions [K]; live [K, N] tells which agents acted."""
-        self.new.append((index, live))
-
-    def enter(self) -> None:
-        """Let all new transitions in at once, which is much faster than one by one."""
-        if self.new:
-            index, live = (torch.cat(part) for part in zip(*self.new))
-            self.new = []
-            rows = index.expand(len(self.error), -1)
-            self.put(rows, torch.where(live.T > 0, self.largest, -1.0))
-
-    def refresh(self, index: Tensor, td_error: Tensor, members: slice = ALL) -> None:
-        """Take in the Bellman errors [n, B] that an update found for transitions index [n, B]."""
-        dead = self.error[members].gather(1, index) < 0
-        error = torch.where(dead, -1.0, td_error.abs())
-        largest = torch.maximum(self.largest[members], error.amax(1, keepdim=True))
-        self.largest[members] = largest
-        self.put(index, error, members)
-        self.refreshed += 1
-        # Soon after the start too: until the first sorting all ranks are 1, and draws uniform.
-        if self.by_rank and (self.refreshed % self.SORT == 0 or self.refreshed in (10, 100)):
-            self.sort()
-
-    def put(self, index: Tensor, error: Tensor, members: slice = ALL) -> None:
-        self.error[members].scatter_(1, index, error)
-        if self.by_rank:  # 1 + how many were larger
-            sorted_errors = self.sorted[members]
-            not_larger = torch.searchsorted(sorted_errors, error.contiguous(), right=True)
-            priority = 1 / (1 + self.sorted.shape[1] - not_larger.double())
-        else:
-            priority = error.clamp(min=0).double() + 1e-6
-        self.tree.set(index, priority**self.alpha * (error >= 0), members)
-
-    def sort(self) -> None:
-        self.sorted, order = self.error.sort(1)
-        rank = order.shape[1] - torch.arange(order.shape[1], dtype=torch.float64)
-        self.tree.set(order, rank**-self.alpha * (self.sorted >= 0))
-
-    def draw(self, batch_size: int, beta: float, members: slice = ALL) -> tuple[Tensor, Tensor]:
-        """Transitions and their importance weights, both [n, B].
-
-        w_i = (n P(i))^-β / max_j w_j over the batch (section 3.4): what is drawn too often counts
-        for less. The number of transitions n and the tree's total cancel out.
-        """
-        self.enter()
-        index = self.tree.draw(batch_size, members)
-        priority = self.tree.get(index, members).clamp(min=1e-12)  # 0: dead in all that is stored
-        return index, (priority / priority.amin(1, keepdim=True)).pow(-beta).float()
-
-    def state_dict(self, size: int) -> dict[str, Any]:
-        """The errors and priorities of the first transitions, so many as are stored."""
-        self.enter()
-        first = torch.arange(size).expand(len(self.error), -1)
-        return {
-            "error": self.error[:, :size].clone(),
-            "priority": self.tree.get(first),
-            "sorted": self.sorted,
-            "largest": self.largest.clone(),
-            "refreshed": self.refreshed,
-        }
-
-    def load_state_dict(self, state: dict[str, Any]) -> None:
-        size = state["error"].shape[1]
-        self.error[:, :size], self.sorted = state["error"], state["sorted"]
-        self.largest, self.refreshed = state["largest"], state["refreshed"]
-        self.tree.set(torch.arange(size).expand(len(self.error), -1), state["priority"])
-
-
-def play_step(envs: Envs, agent: Agent, args: Args, noise: float, at_random: bool) -> Transition:
-    """One step of every environment; those whose episode it ended begin another."""
-    obs, live = envs.part("obs"), envs.part("live")
-    if at_random:
-        action = agent.random(len(obs))
-    else:
-        action = agent.act(to_tensor(obs, args.device), noise).cpu()
-    envs.step((action.argmax(-1) if agent.discrete else action).numpy())
-    action *= torch.from_numpy(live).unsqueeze(-1)  # what the dead are told is nothing
-    reward, terminated, last_obs = map(envs.part, ("reward", "terminated", "last_obs"))
-    ended = envs.reset()  # after the last step has been read, which this replaces
-    return Transition(obs, action, reward, terminated, live, last_obs, ended)
-
-
-class SingleProcess:
-    """Plays and learns by turns, in this process."""
-
-    def __init__(self, agent: Agent, buffer: ReplayBuffer, args: Args) -> None:
-        self.agent, self.buffer, self.args, self.envs = agent, buffer, args, Envs(args)
-        self.batch_size = args.batch_size
-        self.update = compiled(agent.update, args)
-
-    def collect(self, noise: float, at_random: bool) -> list[Transition]:
-        return [play_step(self.envs, self.agent, self.args, noise, at_random)]
-
-    def learn(self, updates: int, beta: float) -> tuple[int, dict[str, Tensor]]:
-        """Make so many updates; returns how many were made, and the losses of the last."""
-        losses: dict[str, Tensor] = {}
-        for _ in range(updates):
-            index, batch = self.buffer.sample(self.batch_size, beta)
-            td_error, losses = self.update(batch)
-            if self.buffer.priorities:
-                self.buffer.priorities.refresh(index, td_error.cpu())
-        return updates, losses
-
-    def close(self) -> None:
-        self.envs.close()
-
-
-def linear(start: float, end: float, share: float) -> float:
-    """From start to end, as share goes from 0 to 1."""
-    return start + min(share, 1.0) * (end - start)
-
-
-def train(args: Args, checkpoint: dict[str, Any] | None = None) -> Path:
-    """Train, from the start or from a checkpoint, and return the run folder."""
-    start_torch(args)
-    eval_env = make_env(args, film=args.capture_video)
-    agent = Agent(eval_env, args).to(args.device)
-    buffer = ReplayBuffer(eval_env, args)
-    run = restore(checkpoint, agent, buffer) if checkpoint else Progress()
-    crew: SingleProcess | Cluster
-    if args.num_collectors + args.num_learners > 0:
-        crew = Cluster(eval_env, agent, buffer, args, run.env_step)
-    else:
-        crew = SingleProcess(agent, buffer, args)
-    run_dir = open_run(args)
-    logger = AgentsLogger(args, run_dir, run.env_step, run.seconds)
-    if checkpoint and isinstance(crew, SingleProcess) and checkpoint["envs"]:
-        crew.envs.restore(checkpoint["envs"])
-        logger.returns, logger.lengths = map(np.array, checkpoint["unfinished"])
-    interrupt = Interrupt()
-    saved_at, owed, finished = run.env_step, 0, False
-
-    while not finished:
-        # Play: at random at first, so that the buffer begins with actions of every kind
-        before, starts = run.env_step, args.learning_starts
-        noise = linear(args.noise_start, args.noise_end, before / max(args.noise_decay_steps, 1))
-        for transition in crew.collect(noise, at_random=before < starts):
-            run.env_step += args.num_envs
-            reward = transition.reward
-            if not np.isfinite(reward).all():
-                fail(f"{args.env_id} gave the reward {reward} at step {run.env_step}", code=1)
-            buffer.add(transition)
-            logger.step(run.env_step, reward.sum(1), transition.ended)
-
-        # Learn
-        if run.env_step > starts:
-            interval = args.update_interval
-            owed += run.env_step // interval - max(before, starts) // interval
-            beta = linear(args.per_beta_start, args.per_beta_end, before / args.total_timesteps)
-            updates, losses = crew.learn(owed, beta)
-            run.updates, owed = run.updates + updates, owed - updates
-            if updates:
-                logger.losses(run.env_step, losses)
-
-        # Evaluate
-        finished = run.env_step >= args.total_timesteps
-        if finished or run.env_step // args.eval_interval > before // args.eval_interval:
-            result = evaluate(agent.eval_action, eval_env, args, run.env_step, run_dir / "videos")
-            logger.evaluation(run.env_step, result)
-            run.evaluations.append(result["mean_return"])
-            if result["mean_return"] > run.best_return:
-                run.best_return = result["mean_return"]
-                save_checkpoint(run_dir / "best.pt", args, run, {"agent": agent.state_dict()})
-            if args.stop_at_return is not None and len(run.evaluations) >= 3:
-                finished |= min(run.evaluations[-3:]) >= args.stop_at_return
-
-        # Save
-        if finished or interrupt.number or run.env_step - saved_at >= args.save_interval:
-            saved_at, run.seconds = run.env_step, logger.seconds()
-            everything = whole_state(agent, buffer, crew)
-            everything["unfinished"] = [logger.returns.tolist(), logger.lengths.tolist()]
-            save_checkpoint(run_dir / "checkpoint.pt", args, run, everything)
-            if interrupt.number:
-                break
-
-    logger.close()
-    crew.close()
-    eval_env.close()
-    interrupt.end(run, run_dir, finished)
-    return run_dir
-
-
-# [shared: agents evaluation]
-METRICS = "completion_rate", "collision_rate", "off_road_rate", "seconds_to_cross"
-
-
-@torch.no_grad()
-def evaluate(
-    policy: Callable[[Tensor], Tensor],
-    env: MultiAgentEnv,
-    args: Args,
-    env_step: int,
-    video_dir: Path,
-) -> dict[str, Any]:
-    """Play whole episodes with policy ([N, O] -> [N] or [N, A]); returns evaluations.csv's columns.
-
-    An episode's return is the sum of its agents' returns; agent_returns are the means of each.
-    Episodes and draws follow from the step, and from no generator of the training, so that a
-    resumed run is evaluated like one that was never interrupted.
-    """
-    returns, lengths, metrics, frames = [], [], [], []
-    with torch.random.fork_rng(devices=range(torch.cuda.device_count())):
-        torch.manual_seed(args.seed + env_step)
-        for episode in range(args.eval_episodes):
-            step = env.reset(episode_seed(args.seed, 10_000, env_step, episode))
-            episodic_return, length = np.zeros(len(env.names)), 0
-            while step.live.any():
-                if args.capture_video and episode == 0:
-                    frames.append(env.frame())
-                step = env.step(policy(to_tensor(step.obs, args.device)).cpu().numpy())
-                episodic_return, length = episodic_return + step.reward, length + 1
-            returns.append(episodic_return)
-            lengths.append(length)
-            metrics.append(env.metrics())
-    if frames:
-        prefix = f"step-{env_step}"
-        save_video(frames, str(video_dir), lambda _: True, fps=env.fps, name_prefix=prefix)
-    sums, rates = np.sum(returns, axis=1), {}
-    for name in METRICS:  # SMARTS has these; seconds are not a number where nobody arrived
-        values = [values[name] for values in metrics if not math.isnan(values.get(name, math.nan))]
-        rates[name] = float(np.mean(values)) if values else ""
-    return rates | {
-        "mean_return": float(sums.mean()),
-        "std_return": float(sums.std()),
-        "min_return": float(sums.min()),
-        "max_return": float(sums.max()),
-        "mean_length": float(np.mean(lengths)),
-        "episodes": len(sums),
-        "agent_returns": " ".join(f"{value:.2f}" for value in np.mean(returns, axis=0)),
-    }
-
-
-# [/shared]
-# From here on housekeeping: processes, the log, checkpoints, flags. The algorithm ends here.
-
-
-# [shared: agents processes]
-class SubprocessEnv(MultiAgentEnv):
-    """A MultiAgentEnv in a process of its own, started with PYTHONHASHSEED=0.
-
-    SMARTS needs that: without it the order in Python's sets, and so what SMARTS computes, would
-    differ from run to run. And several simulators can run at the same time.
-    """
-
-    def __init__(self, args: Args, film: bool = False) -> None:
-        os.environ["PYTHONHASHSEED"] = "0"  # for processes that begin from now on
-        spawn = multiprocessing.get_context("spawn")
-        self.pipe, theirs = spawn.Pipe()
-        self.process = spawn.Process(target=serve, args=(theirs, args, film), daemon=True)
-        self.process.start()
-        theirs.close()
-        atexit.register(self.close)
-        vars(self).update(self.answer())
-
-    def ask(self, *request: Any) -> None:
-        with contextlib.suppress(BrokenPipeError):  # answer says why
-            self.pipe.send(request)
-
-    def answer(self) -> Any:
-        try:
-            return self.pipe.recv()
-        except (EOFError, ConnectionResetError):
-            self.process.join()
-            if self.process.exitcode in (1, 2):
-                raise SystemExit(self.process.exitcode) from None  # it has said why
-            fail(f"the simulator's process ended with exit code {self.process.exitcode}", code=1)
-
-    def begin(self) -> Step:
-        self.ask("reset", self.seed)
-        return self.answer()
+    def __init__(self, env: Any) -> None:
+        self.env, self.names = env, list(env.possible_agents)
+        self.space: Any = env.action_space(self.names[0])  # that of all agents
+        self.discrete = isinstance(self.space, gym.spaces.Discrete)
+        self.action_size = gym.spaces.flatdim(self.space)  # of a Discrete, its number of actions
+        self.obs_spaces = [env.observation_space(name) for name in self.names]
+        self.obs_size = max(map(gym.spaces.flatdim, self.obs_spaces))
+        self.pixels = getattr(env, "pixels", 0)  # length of the image that ends an observation
+        self.fps = env.metadata.get("render_fps", 10)
+        self.subprocess = hasattr(env, "receive")  # a simulator in a process of its own
+
+    def reset(self, seed: int | None) -> Step:
+        """Begin an episode."""
+        self.obs = np.zeros((len(self.names), self.obs_size), np.float32)
+        self.live = np.zeros(len(self.names), bool)
+        obs, _ = self.env.reset(seed=seed)
+        return self.pack(obs, {}, {}, {})
+
+    def step(self, action: np.ndarray) -> Step:
+        """Act: [N] integers, or [N, A] numbers in [-1, 1]."""
+        self.send(action)
+        return self.receive()
 
     def send(self, action: np.ndarray) -> None:
-        super().send(action)
-        self.ask("step", action)
+        """The first half of step: simulators in processes of their own compute until receive."""
+        if self.discrete:
+            actions = action + self.space.start
+        else:
+            low, high = self.space.low, self.space.high
+            share = (np.clip(action, -1, 1) + 1) / 2
+            actions = low + share.reshape(-1, *low.shape).astype(np.float32) * (high - low)
+        acting = {name: a for name, a, live in zip(self.names, actions, self.live) if live}
+        self.result = self.env.send(acting) if self.subprocess else self.env.step(acting)
 
-    def advance(self) -> Step:
-        return self.answer()
+    def receive(self) -> Step:
+        """The second half of step."""
+        result = self.env.receive() if self.subprocess else self.result
+        return self.pack(*result[:4])
 
-    def frame(self) -> np.ndarray:
-        self.ask("frame")
-        return self.answer()
+    def pack(self, obs: dict, reward: dict, terminated: dict, truncated: dict) -> Step:
+        """What PettingZoo returns by name, as a Step."""
+        before, last_obs = self.live, self.obs.copy()
+        rewards, ends = np.zeros(len(self.names), np.float32), np.zeros(len(self.names), bool)
+        self.live = np.zeros(len(self.names), bool)
+        for i, name in enumerate(self.names):
+            if name in obs:
+                flat: Any = gym.spaces.flatten(self.obs_spaces[i], obs[name])
+                last_obs[i, : len(flat)] = flat
+            if before[i]:
+                rewards[i] = np.asarray(reward.get(name, 0.0)).item()
+                ends[i] = terminated.get(name, False)  # where both are true, this one counts
+            ended = terminated.get(name, False) or truncated.get(name, False)
+            self.live[i] = name in obs and name in self.env.agents and not ended
+        self.obs = np.where(self.live[:, None], last_obs, np.float32(0))
+        last_obs[~(before | self.live)] = 0.0
+        return Step(self.obs, rewards, ends, before & ~self.live & ~ends, self.live, last_obs)
 
     def metrics(self) -> dict[str, float]:
-        self.ask("metrics")
-        return self.answer()
+        """Figures of the episode besides its return, such as the crossing's completion_rate."""
+        return self.env.metrics() if hasattr(self.env, "metrics") else {}
 
     def close(self) -> None:
-        self.pipe.close()
-        self.process.join()
+        self.env.close()
 
 
-def serve(pipe: Connection, args: Args, film: bool) -> None:
-    """Run an environment for another process: answer what it asks, until it hangs up."""
-    # Ctrl-C goes to the whole process group and would kill SUMO, while the run must first finish
-    # its step and save.
-    os.setsid()
-    signal.signal(signal.SIGTERM, signal.SIG_IGN)
+class Envs:
+    """The E = num_envs environments of a run side by side."""
+
+    def __init__(self, args: Args) -> None:
+        self.envs = [make_env(args) for _ in range(args.num_envs)]
+        self.steps: list[Any] = [None] * args.num_envs  # the last one of each environment
+
+    def reset(self, seeds: list[int | None], where: np.ndarray) -> Step:
+        """Begin an episode in the environments where the mask [E] is true."""
+        for i in np.flatnonzero(where).tolist():
+            self.steps[i] = self.envs[i].reset(seeds[i])
+        return self.stack()
+
+    def step(self, action: np.ndarray) -> Step:
+        """Act in all environments: [E, N] integers, or [E, N, A] numbers in [-1, 1]."""
+        for env, part in zip(self.envs, action):  # all compute, then all are waited for
+            env.send(part)
+        self.steps = [env.receive() for env in self.envs]
+        return self.stack()
+
+    def stack(self) -> Step:
+        return Step(*map(np.stack, zip(*self.steps)))
+
+    def close(self) -> None:
+        for env in self.envs:
+            env.close()
+
+
+# [/shared]
+# [shared: agents environment]
+def make_env(args: Args, film: bool = False) -> MultiAgentEnv:
+    """The environment of --env-id."""
+    env = make_crossing(args) if args.env_id.startswith("smarts/") else make_parallel(args, film)
+    if not getattr(env, "possible_agents", None):
+        fail(f"{args.env_id} does not name its agents in advance (possible_agents)")
+    spaces = [env.action_space(name) for name in env.possible_agents]
+    space, discrete = spaces[0], isinstance(spaces[0], gym.spaces.Discrete)
+    floats = isinstance(space, gym.spaces.Box) and space.dtype.kind == "f"
+    bounded = floats and space.is_bounded() and bool((space.low < space.high).all())
+    if not (discrete or bounded) or any(other != space for other in spaces):
+        kinds = " and ".join(sorted({str(space) for space in spaces}))
+        needs = "one Discrete, or one Box of floats with finite bounds and low < high"
+        fail(f"{args.env_id} has actions {kinds}; all agents need {needs}")
+    if discrete and args.action_type == "continuous":
+        fail(f"{args.env_id} has no continuous actions; leave out --action-type")
+    for name in env.possible_agents:
+        if not env.observation_space(name).is_np_flattenable:
+            kind = env.observation_space(name)
+            fail(f"{args.env_id} has observations {kind}, which do not flatten to a vector")
+    if film:
+        check_video(env, args.env_id)
+    return MultiAgentEnv(env)
+
+
+def make_crossing(args: Args) -> Any:
+    """The crossing, in a process of its own."""
+    name = args.env_id.removeprefix("smarts/").removesuffix("-v0")
+    folder = Path(__file__).resolve().parent / "scenarios" / name
+    if not (folder / "process.py").exists():
+        known = "smarts/intersection-4lane-v0, from the folder scenarios beside the script"
+        fail(f"cannot make {args.env_id}: there is no {folder}; {SCRIPT} has {known}")
+    sys.path.insert(0, str(folder))
+    rewards = "collision", "off_road", "goal", "progress", "distance"
     try:
-        env = MultiAgentEnv(args, film)
-        facts = "names", "discrete", "action_size", "obs_size", "pixels", "fps"
-        pipe.send({name: getattr(env, name) for name in facts})
-        with contextlib.suppress(EOFError, BrokenPipeError, ConnectionResetError):
-            while True:
-                method, *arguments = pipe.recv()
-                pipe.send(getattr(env, method)(*arguments))
-        env.close()
-    except (RuntimeError, OSError) as error:
-        fail(f"{args.env_id}: {error}", code=1)
+        return importlib.import_module("process").CrossingProcess(
+            continuous=args.action_type == "continuous",
+            rewards=tuple(getattr(args, f"{reward}_reward") for reward in rewards),
+            **{name: getattr(args, name) for name in ("traffic", "turn", "image", "horizon")},
+        )
+    except ChildProcessError as error:
+        fail(f"cannot make {args.env_id}: {error}; pip install -r requirements-smarts.txt")
+
+
+def check_crossing(args: Args) -> None:
+    """Fail if a flag of the crossing is set for another environment."""
+    if args.env_id.startswith("smarts/"):
+        if args.evaluate == "keep-lane" and args.action_type != "lane":
+            fail("--evaluate keep-lane needs --action-type lane")
+        return
+    if args.evaluate == "keep-lane":
+        fail(f"--evaluate keep-lane drives a car, and {args.env_id} has none; use random")
+    flags = "traffic turn image horizon collision_reward off_road_reward goal_reward"
+    for name in (flags + " progress_reward distance_reward").split():
+        if getattr(args, name) != getattr(Args, name):
+            fail(f"--{name.replace('_', '-')} is for smarts/intersection-4lane-v0 only")
 
 
 def make_parallel(args: Args, film: bool) -> Any:
-    """The environment of --env-id as PettingZoo has it; fails if there is none."""
-    continuous = args.action_type == "continuous"
-    if args.env_id.startswith("smarts/"):
-        scenario = args.env_id.removeprefix("smarts/").removesuffix("-v0")
-        path = Path(__file__).parent / "scenarios" / scenario / "crossing.py"
-        if not path.exists():
-            known = "smarts/intersection-4lane-v0, from the folder scenarios/ beside it"
-            fail(f"cannot make {args.env_id}: there is no {path}; {SCRIPT}.py has {known}")
-        sys.path.insert(0, str(path.parent))
-        try:
-            module = importlib.import_module("crossing")
-        except ImportError as error:
-            fail(f"{args.env_id}: {error}; pip install -r requirements-smarts.txt")
-        for_driving = args.progress_reward, args.distance_reward
-        rewards = args.collision_reward, args.off_road_reward, args.goal_reward, *for_driving
-        world = args.traffic, args.turn, args.image, args.horizon
-        return module.Crossing(continuous, *world, rewards)
+    """An environment of PettingZoo: package/name is the module that has its parallel_env."""
     package, _, name = args.env_id.replace("/", ".").rpartition(".")
     mode = {"render_mode": "rgb_array"} if film else {}
     try:
         make = importlib.import_module(f"{package}.{name}").parallel_env
         try:  # MPE has both kinds of actions
-            return make(continuous_actions=continuous, **mode)
+            return make(continuous_actions=args.action_type == "continuous", **mode)
         except TypeError:
             return make(**mode)
     except (ImportError, AttributeError, TypeError, ValueError) as error:
-        near = ""
+        near, how = "", " with a render_mode, for --capture-video" if film else ""
         with contextlib.suppress(ImportError, AttributeError, ValueError):
             modules = pkgutil.iter_modules(importlib.import_module(package).__path__)
-            near = "".join(difflib.get_close_matches(name, [m.name for m in modules], n=1))
+            names = [module.name for module in modules if module.name != name]
+            near = "".join(difflib.get_close_matches(name, names, n=1))
             near = near and f"; did you mean {package}/{near}?"
         fail(
-            f"cannot make {args.env_id}: {error}{near} (it takes package/name as in "
-            "mpe2/simple_spread_v3; pip install -r requirements-smarts.txt installs that one)"
+            f"cannot make {args.env_id}{how}: {error}{near} (it takes package/name, as in "
+            "mpe2/simple_spread_v3, which pip install -r requirements-smarts.txt installs)"
         )
 
 
 # [/shared]
-class Collector:
-    """Plays whole episodes, in a process of its own that Ray starts."""
-
-    def __init__(self, agent: Agent, args: Args, number: int) -> None:
-        torch.manual_seed(args.seed + number)
-        self.agent, self.args, self.envs = agent, args, Envs(args, number, subprocesses=False)
-
-    def collect(self, actor: dict, noise: float, at_random: bool) -> list[Transition]:
-        """Whole episodes, at least a hundred steps in all, with the actors that it is sent."""
-        self.agent.actor.load_state_dict(actor)
-        steps: list[Transition] = []
-        while len(steps) < 100 or not steps[-1].ended.all():
-            steps.append(play_step(self.envs, self.agent, self.args, noise, at_random))
-        return steps
-
-
-class Learner:
-    """Makes the updates of some of the agents, in a process of its own that Ray starts."""
-
-    def __init__(self, group: Agent, args: Args, number: int) -> None:
-        torch.manual_seed(args.seed + number)
-        self.group, self.update = group, compiled(group.update, args)
-
-    def learn(self, state: dict[str, Tensor], batch: Batch) -> tuple[dict, Tensor, dict]:
-        """One update; what it makes of the state, the Bellman errors [n, B], losses by name."""
-        self.group.load_state_dict(state)
-        td_error, losses = self.update(batch)
-        return self.group.state_dict(), td_error, losses
+# [shared: agents play]
+def play(args: Args, checkpoint: dict[str, Any] | None) -> dict[str, Any]:
+    """Evaluate the policy that --evaluate names."""
+    start_torch(args)
+    env = make_env(args, film=args.capture_video)
+    agent = Agent(env, args).to(args.device)
+    if checkpoint:
+        agent.load_state_dict(checkpoint["agent"])
+    policies: dict[Any, Callable[[Tensor], Tensor]] = {
+        "random": lambda obs: random_action(env),
+        "keep-lane": lambda obs: torch.zeros(len(env.names), dtype=torch.int64),
+    }
+    policy = policies.get(args.evaluate, agent.eval_action)
+    result = evaluate(policy, env, args, checkpoint["run"]["env_step"] if checkpoint else 0)
+    env.close()
+    further = list(result)[list(result).index("agent_returns") :]
+    say("; ".join(f"{name} {result[name]}" for name in further))
+    return result
 
 
-class Cluster:
-    """Collectors and learners, as Ray actors on this machine or on the cluster at RAY_ADDRESS.
+def random_action(env: MultiAgentEnv) -> Tensor:
+    """Uniform random actions [N] or [N, A]."""
+    if env.discrete:
+        return torch.randint(env.action_size, (len(env.names),))
+    return 2 * torch.rand(len(env.names), env.action_size) - 1
 
-    A collector plays a hundred steps or more with the actors that it was sent. The agents are
-    shared out among the learners, and no update waits for another learner's: an agent's updates
-    follow one another, and of the other agents it needs the target actors only, which move slowly.
-    Were two to learn the same agents, gradients would be older than the networks that they change,
-    and Adam's momentum turns a delay of a single update into oscillation. Collectors rest while a
-    learner is MAX_OWED updates behind, so that no run ends before it has learnt; a learner that is
-    ahead of it rests when it has made what is due. Whoever dies is replaced.
+
+# [/shared]
+# [shared: run]
+class Run:
+    """What belongs to a run and not to its algorithm: folder, counters, logs and checkpoints.
+
+    parts are the objects whose state_dict a checkpoint holds; "agent" is one of them.
     """
 
-    MAX_OWED = 100  # updates; a hundred steps of a collector add 25 with the default interval
+    COUNTERS = """env_step updates episodes evaluations next_evaluation losses next_losses seconds
+        csv_bytes wandb_id"""
 
-    def __init__(
-        self, env: MultiAgentEnv, agent: Agent, buffer: ReplayBuffer, args: Args, env_step: int
-    ) -> None:
-        try:
-            import ray
-        except ImportError:
-            fail(
-                "--num-collectors and --num-learners need Ray: "
-                "pip install -r requirements-smarts.txt"
-            )
-        self.ray, self.agent, self.buffer, self.args = ray, agent, buffer, args
-        self.batch_size = args.batch_size
-        count = {Collector: args.num_collectors, Learner: args.num_learners}
-        if 0 in count.values() or args.num_envs > 1 or args.device != "cpu":
-            together = "--num-collectors and --num-learners go together, each 1 or more"
-            fail(f"{together}, and with --num-envs 1 and --device cpu")
-        n, m = agent.num_agents, args.num_learners
-        if m > n:
-            fail(f"--num-learners is {m}, and {args.env_id} has {n} agents to share out")
-        self.groups = [Agent(env, args, slice(n * k // m, n * (k + 1) // m)) for k in range(m)]
-        for group in self.groups:
-            group.target_actor = copy.deepcopy(agent.target_actor)  # all N: what the others do next
-            for whole, own in self.shares(group):
-                own.copy_(whole)
-        quiet: dict[str, Any] = {"log_to_driver": False, "logging_level": "error"}
-        if address := os.environ.get("RAY_ADDRESS"):
-            ray.init(address=address, **quiet)
-        else:  # with more processes than processors they take turns
-            ray.init("local", num_cpus=sum(count.values()), include_dashboard=False, **quiet)
-        self.started = env_step  # a resumed run's collectors get other seeds
-        self.deaths = dict.fromkeys(count, 0)  # in a row, of each kind
-        self.idle = {kind: {k: self.start(kind, k) for k in range(c)} for kind, c in count.items()}
-        self.working: dict[Any, tuple] = {}  # what Ray promised: kind, number, worker, the places
-        self.updates: list[tuple] = []  # have arrived and are not taken over yet
-        self.ahead = [0] * m  # each learner's updates that not all have made
-        self.owed = 0  # updates that are due and not made by all
-        self.losses: dict[int, dict[str, Tensor]] = {}  # each learner's last
-
-    def start(self, kind: type, number: int) -> Any:
-        self.started += 1
-        # What SMARTS computes depends on PYTHONHASHSEED; see SubprocessEnv.
-        actor: Any = self.ray.remote(runtime_env={"env_vars": {"PYTHONHASHSEED": "0"}})(kind)
-        agent = self.agent if kind is Collector else self.groups[number]
-        return actor.remote(agent, self.args, self.started)
-
-    def shares(self, group: Agent) -> Iterable[tuple[Tensor, Tensor]]:
-        """Of each tensor what is the group's, in the state of all agents and in the group's own."""
-        for whole, own in zip(self.agent.state_dict().values(), group.state_dict().values()):
-            if whole.ndim == 0:  # Adam's count of steps
-                yield whole, own
-            elif len(own) == len(whole):  # the target actors, of which a group has all N
-                yield group.share(whole), group.share(own)
-            else:
-                yield group.share(whole), own
-
-    def collect(self, noise: float, at_random: bool) -> list[Transition]:
-        """Wait for a worker, a second at most; returns the steps that have come, if any have."""
-        while self.idle[Collector] and self.owed < self.MAX_OWED:
-            number, worker = self.idle[Collector].popitem()
-            promise = worker.collect.remote(self.agent.actor.state_dict(), noise, at_random)
-            self.working[promise] = (Collector, number, worker, None)
-        steps: list[Transition] = []
-        for promise in self.ray.wait(list(self.working), timeout=1.0)[0]:
-            kind, number, worker, index = self.working.pop(promise)
-            try:
-                result = self.ray.get(promise)
-                self.deaths[kind] = 0
-                if kind is Collector:
-                    steps += result
-                else:
-                    self.updates.append((number, index, *result))
-            except self.ray.exceptions.RayError as error:
-                self.deaths[kind] += 1
-                reason = str(error).strip().split("\n")[-1]
-                if self.deaths[kind] > 5:
-                    fail(f"a {kind.__name__} died, the sixth in a row: {reason}", code=1)
-                print(
-                    f"{SCRIPT}: a {kind.__name__} died and is replaced ({reason})", file=sys.stderr
-                )
-                worker = self.start(kind, number)
-            self.idle[kind][number] = worker
-        return steps
-
-    def learn(self, updates: int, beta: float) -> tuple[int, dict[str, Tensor]]:
-        """Take over the updates that have come, and ask for more where they are owed.
-
-        Returns how many more updates every agent has made, and the losses of the last.
-        """
-        for number, index, state, td_error, losses in self.updates:
-            group = self.groups[number]
-            group.load_state_dict(state)
-            for whole, own in self.shares(group):
-                whole.copy_(own)
-            self.ahead[number] += 1
-            self.losses[number] = losses
-            if self.buffer.priorities:
-                self.buffer.priorities.refresh(index, td_error, group.rows)
-        self.updates = []
-        done = min(self.ahead)
-        self.ahead = [ahead - done for ahead in self.ahead]
-        self.owed = updates - done
-        for number in [k for k in self.idle[Learner] if self.ahead[k] < self.owed]:
-            worker, group = self.idle[Learner].pop(number), self.groups[number]
-            index, batch = self.buffer.sample(self.batch_size, beta, group.rows)
-            group.target_actor.load_state_dict(self.agent.target_actor.state_dict())
-            promise = worker.learn.remote(group.state_dict(), batch)
-            self.working[promise] = (Learner, number, worker, index)
-        if not done:
-            return 0, {}
-        share = torch.tensor([len(g.members) / self.agent.num_agents for g in self.groups])
-        logs = [self.losses[k] for k in range(len(share))]
-        means = {name: share @ torch.stack([log[name] for log in logs]) for name in logs[0]}
-        return done, means | {"updates_owed": torch.tensor(self.owed)}
-
-    def close(self) -> None:
-        self.ray.shutdown()
-
-
-# [shared: logger]
-class Logger:
-    """A run folder's episodes.csv, evaluations.csv and TensorBoard events; the progress bar."""
-
-    COLUMNS = {
-        "episodes": "env_step,episodic_return,episodic_length,seconds",
-        "evaluations": "env_step,seconds,mean_return,std_return,min_return,max_return,mean_length,"
-        "episodes",
-    }
-
-    def __init__(self, args: Args, run_dir: Path, env_step: int, seconds: float) -> None:
-        self.started, self.seconds_before = (env_step, time.time()), seconds
-        self.files = {name: self.open_csv(run_dir, name, env_step) for name in self.COLUMNS}
-        if args.track:
-            self.start_wandb(args, run_dir)  # before TensorBoard's writer, which it listens to
-        self.tensorboard = SummaryWriter(str(run_dir), purge_step=env_step)
-        hide = None if args.progress else True  # None hides it where there is no terminal
+    def __init__(self, args: Args, checkpoint: dict[str, Any] | None, **parts: Any) -> None:
+        self.args, self.parts = args, parts
+        self.env_step = self.updates = self.signal = self.next_losses = 0
+        self.episodes = [0] * args.num_envs  # finished episodes of each environment
+        self.evaluations: list[float] = []  # mean returns
+        self.losses: dict[str, float] = {}  # the newest of each
+        self.next_evaluation, self.seconds, self.wandb_id = math.inf, 0.0, uuid4().hex
+        self.csv_bytes: dict[str, int] = {}  # lengths of the CSV files at the last checkpoint
+        self.returns, self.lengths = np.zeros(args.num_envs), np.zeros(args.num_envs, int)
+        self.done = self.stopped = self.evaluating = False
+        if checkpoint:
+            vars(self).update(checkpoint["run"])
+            for name, part in parts.items():
+                part.load_state_dict(checkpoint[name])
+            torch.set_rng_state(checkpoint["torch_rng"])
+            if torch.cuda.is_available() and checkpoint["cuda_rng"]:
+                torch.cuda.set_rng_state_all(checkpoint["cuda_rng"])
+        interval = args.eval_interval
+        due = (self.env_step // interval + 1) * interval
+        self.next_evaluation = min(self.next_evaluation, due)
+        self.first_step = self.saved_at = self.env_step
+        self.start = time.time() - self.seconds
+        self.open_folder()
+        self.tensorboard = SummaryWriter(str(self.folder), purge_step=self.env_step + 1)
+        self.wandb = self.start_wandb() if args.track else None
+        hide = None if args.progress else True  # None hides it without a terminal
         total = args.total_timesteps
-        self.bar = tqdm(total=total, initial=env_step, unit=" steps", disable=hide)
-        self.returns = np.zeros(args.num_envs)
-        self.lengths = np.zeros(args.num_envs, dtype=int)
-        self.next_losses = env_step
+        self.bar = tqdm(total=total, initial=self.env_step, unit=" steps", disable=hide)
+        for number in {signal.SIGINT, signal.SIGTERM, getattr(signal, "SIGHUP", signal.SIGINT)}:
+            if signal.getsignal(number) != signal.SIG_IGN:  # nohup ignores SIGHUP
+                signal.signal(number, self.interrupt)
 
-    def open_csv(self, run_dir: Path, name: str, env_step: int) -> TextIO:
-        """Open to append, cut back to env_step: a resumed run forgets what its checkpoint lacks."""
-        path, size = run_dir / f"{name}.csv", 0
-        for row in path.read_text().splitlines(keepends=True) if path.exists() else []:
-            step = row.split(",")[0]
-            if not row.endswith("\n") or (step.isdigit() and int(step) > env_step):
-                break
-            size += len(row)
-        file = path.open("a", buffering=1)  # a row reaches the disk when it is complete
-        file.truncate(size)
-        if size == 0:
-            file.write(self.COLUMNS[name] + "\n")
-        return file
+    def open_folder(self) -> None:
+        """Make the run folder, or take the one to resume; lock it, and write args.json there."""
+        args = self.args
+        name = f"{args.env_id}__{args.exp_name}__{args.seed}__{time.time_ns()}".replace("/", "-")
+        self.folder = args.run_dir = args.resume or args.run_dir or Path("runs") / name
+        if not args.resume and (self.folder / "checkpoint.pt").exists():
+            fail(f"{self.folder} holds a run; --resume continues it, or give another --run-dir")
+        self.folder.mkdir(parents=True, exist_ok=True)
+        self.lock = filelock.FileLock(self.folder / ".lock", blocking=False)
+        try:
+            self.lock.acquire()
+        except filelock.Timeout:
+            fail(f"{self.folder} is in use by another process")
+        for name in "episodes.csv", "evaluations.csv", "losses.csv":
+            path = self.folder / name  # without the rows that the checkpoint does not know
+            if path.exists():
+                os.truncate(path, min(path.stat().st_size, self.csv_bytes.get(name, 0)))
+        settings = json.dumps(dataclasses.asdict(args), default=str, indent=2)
+        (self.folder / "args.json").write_text(settings)
 
-    def start_wandb(self, args: Args, run_dir: Path) -> None:
+    def start_wandb(self) -> Any:
+        """Begin a run of Weights & Biases; its id is kept in the checkpoint."""
         try:
             import wandb
         except ImportError:
             fail("--track needs the package wandb: pip install wandb")
         try:
-            wandb.init(
-                project=args.wandb_project_name,
-                entity=args.wandb_entity,
-                id=run_dir.name,  # the same in a resumed run, so that it goes on with its curves
+            return wandb.init(
+                project=self.args.wandb_project_name,
+                entity=self.args.wandb_entity,
+                id=self.wandb_id,
+                name=self.folder.resolve().name,
                 resume="allow",
-                dir=run_dir,
-                config=dataclasses.asdict(args),
-                sync_tensorboard=True,
+                config=dataclasses.asdict(self.args),
             )
         except wandb.Error as error:  # no key, no network
-            fail(f"--track: {error}; WANDB_MODE=offline logs to files for the time being")
+            fail(f"--track: {error} (with WANDB_MODE=offline it logs to files)")
 
-    def seconds(self) -> float:
-        """Time in training, over all the parts of a resumed run."""
-        return self.seconds_before + time.time() - self.started[1]
+    @property
+    def finished(self) -> bool:
+        return self.stopped or self.env_step >= self.args.total_timesteps
 
-    def row(self, name: str, env_step: int, values: dict[str, Any]) -> None:
-        """Append a row to episodes.csv or evaluations.csv."""
-        values = {**values, "env_step": env_step, "seconds": round(self.seconds(), 2)}
-        columns = self.COLUMNS[name].split(",")
-        self.files[name].write(",".join(str(values[column]) for column in columns) + "\n")
+    def elapsed(self) -> float:
+        """Seconds of training, in all parts of a resumed run."""
+        return round(time.time() - self.start, 2)
 
-    def step(self, env_step: int, reward: np.ndarray, ended: np.ndarray) -> None:
-        """Count a step of all environments, and log the episodes that it ended."""
+    def episode_seeds(self) -> list[int | None]:
+        """A seed for each environment's next episode, the same in a resumed run."""
+        return [episode_seed(self.args.seed, i, n) for i, n in enumerate(self.episodes)]
+
+    def check_finite(self, **quantities: Any) -> None:
+        """Exit before a number that is not finite is learned from or saved."""
+        check_finite(f"after step {self.env_step}", **quantities)
+
+    def step(self, reward: np.ndarray, ended: np.ndarray) -> None:
+        """Count a step of every environment, and log the episodes that ended with it."""
+        self.env_step += len(reward)
         self.bar.update(len(reward))
         self.returns += reward
         self.lengths += 1
         for i in np.flatnonzero(ended):
-            episode = {"episodic_return": self.returns[i], "episodic_length": self.lengths[i]}
-            self.row("episodes", env_step, episode)
-            for tag, value in episode.items():
-                self.tensorboard.add_scalar(f"charts/{tag}", value, env_step)
+            row = {"episodic_return": self.returns[i], "episodic_length": self.lengths[i]}
+            self.log(charts=row)
+            self.write_row("episodes", row | {"seconds": self.elapsed()})
             self.bar.set_postfix_str(f"return {self.returns[i]:.1f}", refresh=False)
             self.returns[i], self.lengths[i] = 0.0, 0
+            self.episodes[i] += 1
 
-    def losses(self, env_step: int, losses: dict[str, Tensor]) -> None:
-        """Fail if a loss is not finite; log the losses and the speed every thousand steps."""
-        for name, loss in losses.items():
-            if not math.isfinite(loss):
-                fail(f"{name} is {loss:g} at step {env_step}; the last checkpoint is kept", code=1)
-        if env_step < self.next_losses:
+    def log_losses(self, losses: dict[str, Tensor]) -> None:
+        """Check that the losses are finite, and log them every thousand steps."""
+        self.losses |= {name: float(loss) for name, loss in losses.items()}
+        self.check_finite(**self.losses)
+        # The first row comes after 1000 steps of learning, when there is a value of every loss.
+        self.next_losses = self.next_losses or self.env_step + 1_000
+        if self.env_step >= self.next_losses or self.finished:
+            self.next_losses = self.env_step + 1_000
+            self.write_row("losses", {"seconds": self.elapsed()} | self.losses)
+            steps, seconds = self.env_step - self.first_step, self.elapsed() - self.seconds
+            self.log(losses=self.losses, charts={"SPS": steps / max(seconds, 0.01)})
+
+    def evaluate_if_due(self, evaluate: Callable[[], dict[str, Any]]) -> None:
+        """Log what evaluate returns, and keep the best agent in best.pt."""
+        if self.signal or (self.env_step < self.next_evaluation and not self.finished):
             return
-        self.next_losses = env_step + 1_000
-        for name, loss in losses.items():
-            self.tensorboard.add_scalar(f"losses/{name}", float(loss), env_step)
-        first_step, start = self.started
-        sps = (env_step - first_step) / (time.time() - start)
-        self.tensorboard.add_scalar("charts/SPS", sps, env_step)
+        with contextlib.suppress(KeyboardInterrupt):  # raised by interrupt
+            self.evaluating = True
+            result = evaluate()
+            self.evaluating = False
+        if self.signal:
+            return
+        mean, interval = result["mean_return"], self.args.eval_interval
+        self.next_evaluation = (self.env_step // interval + 1) * interval
+        self.check_finite(evaluation_return=mean)
+        self.write_row("evaluations", {"seconds": self.elapsed()} | result)
+        self.log(eval={f"episodic_{key}": result[f"mean_{key}"] for key in ("return", "length")})
+        score = f"{mean:.1f} +/- {result['std_return']:.1f}"
+        say(f"step {self.env_step}, {self.elapsed():.0f} s: evaluation {score}")
+        if mean > max(self.evaluations, default=-math.inf):
+            self.save("best.pt", agent=self.parts["agent"])
+        self.evaluations.append(mean)
+        last, goal = self.evaluations[-3:], self.args.stop_at_return
+        self.stopped = goal is not None and len(last) == 3 and min(last) >= goal
 
-    def evaluation(self, env_step: int, result: dict[str, float]) -> None:
-        self.row("evaluations", env_step, result)
-        for name in ("return", "length"):
-            self.tensorboard.add_scalar(f"eval/episodic_{name}", result[f"mean_{name}"], env_step)
-        mean, std = result["mean_return"], result["std_return"]
-        self.bar.write(
-            f"step {env_step}, {self.seconds():.0f} s: evaluation {mean:.1f} ± {std:.1f}"
-        )
+    def save_if_due(self, episode_ended: bool = True) -> None:
+        """Save if due; wait for the end of an episode if one comes soon: a run resumes at one."""
+        signalled, steps = self.signal, self.env_step - self.saved_at
+        due = steps >= self.args.save_interval * (1 if episode_ended else 2)
+        if due or signalled or self.finished:
+            self.save("checkpoint.pt", **self.parts)
+            self.saved_at, self.done = self.env_step, bool(signalled) or self.finished
 
-    def close(self) -> None:
+    def save(self, name: str, **parts: Any) -> None:
+        """Write a file beside its place, then rename it: a kill leaves the old file or the new."""
+        self.check_finite(weights=[float(p.detach().sum()) for p in parts["agent"].parameters()])
+        unset = dict.fromkeys(("resume", "evaluate", "run_dir"))
+        self.csv_bytes = {path.name: path.stat().st_size for path in self.folder.glob("*.csv")}
+        counters = {counter: getattr(self, counter) for counter in self.COUNTERS.split()}
+        state = {
+            "script": SCRIPT,
+            "args": dataclasses.asdict(self.args) | unset,
+            "run": counters | {"seconds": self.elapsed()},
+            "torch_rng": torch.get_rng_state(),
+            "cuda_rng": torch.cuda.get_rng_state_all(),
+        }
+        state |= {part: value.state_dict() for part, value in parts.items()}
+        self.tensorboard.flush()  # so that a killed run has all points up to the checkpoint
+        path, temporary = self.folder / name, self.folder / f"{name}.tmp"
+        try:
+            with temporary.open("wb") as file:
+                torch.save(state, file)
+                os.fsync(file.fileno())
+            temporary.replace(path)
+        except (OSError, RuntimeError) as error:  # RuntimeError is torch's for a full disk
+            temporary.unlink(missing_ok=True)
+            fail(f"cannot write {path} ({error}); the checkpoint before it is kept", code=1)
+
+    def write_row(self, name: str, values: dict[str, Any]) -> None:
+        """Append a row to a CSV file of the run folder."""
+        row = {"env_step": self.env_step} | values
+        with (self.folder / f"{name}.csv").open("a", newline="") as file:
+            writer = csv.DictWriter(file, list(row), lineterminator="\n")
+            if file.tell() == 0:
+                writer.writeheader()
+            writer.writerow(row)
+
+    def log(self, **groups: dict[str, float]) -> None:
+        """Send values to TensorBoard, and with --track to Weights & Biases."""
+        tags = {f"{group}/{name}": row[name] for group, row in groups.items() for name in row}
+        for tag, value in tags.items():
+            self.tensorboard.add_scalar(tag, value, self.env_step)
+        if self.wandb:
+            self.wandb.log(tags | {"global_step": self.env_step})
+
+    def interrupt(self, number: int, frame: Any) -> None:
+        """At a signal, let the run save at its next step and end; at a second one, end at once."""
+        self.signal = number
+        signal.signal(number, signal.SIG_DFL)
+        say(f"{SCRIPT}: saving at the next step; once more to end at once", sys.stderr)
+        if self.evaluating:
+            raise KeyboardInterrupt
+
+    def close(self) -> Path:
+        """Say that the run is done; or how to resume it, and exit as the signal does."""
         self.bar.close()
         self.tensorboard.close()
-        for file in self.files.values():
-            file.close()
+        self.lock.release()
+        if self.wandb:
+            self.wandb.finish()
+        if self.finished:
+            say(f"done: {self.folder}")
+            return self.folder
+        command = shlex.join([sys.executable, sys.argv[0], "--resume", str(self.folder)])
+        say(f"saved step {self.env_step}; resume with: {command}")
+        raise SystemExit(128 + self.signal)
 
 
-# [/shared]
-# [shared: agents logger]
-class AgentsLogger(Logger):
-    """A log whose evaluations.csv has the agents' own returns, and SMARTS's rates."""
-
-    COLUMNS = Logger.COLUMNS | {
-        "evaluations": ",".join([Logger.COLUMNS["evaluations"], "agent_returns", *METRICS])
-    }
+def episode_seed(*numbers: int) -> int:
+    """A seed of 32 bits; different numbers give different seeds (up to hash collisions)."""
+    return int(np.random.SeedSequence(numbers).generate_state(1)[0])
 
 
-# [/shared]
-# [shared: checkpoint]
-@dataclass
-class Progress:
-    """The counters of a run."""
-
-    env_step: int = 0
-    updates: int = 0
-    seconds: float = 0.0
-    best_return: float = -math.inf
-    evaluations: list[float] = dataclasses.field(default_factory=list)  # mean returns
+def check_finite(when: str, **quantities: Any) -> None:
+    """Exit before a number is used that is not finite, or beyond what float32 can hold."""
+    for name, value in quantities.items():
+        numbers = np.ravel(value)
+        finite = np.abs(numbers) < np.finfo(np.float32).max  # false for nan
+        if not finite.all():
+            what = f"{name.replace('_', ' ')} {when}: {numbers[~finite][0]} is no finite float32"
+            fail(f"{what}; the last checkpoint is kept", code=1)
 
 
-def save_checkpoint(path: Path, args: Args, run: Progress, state: dict[str, Any]) -> None:
-    """Write beside path, then rename: a kill at any instant leaves the old file or the new one."""
-    settings = dataclasses.asdict(args) | {"resume": None, "evaluate": None, "run_dir": None}
-    temporary = path.with_suffix(".tmp")
+def summary(returns: Any, lengths: Any) -> dict[str, float]:
+    """The columns of evaluations.csv, from the returns and lengths of the episodes."""
+    if max(lengths) >= MAX_EPISODE:
+        say(f"an evaluation episode without an end was cut off after {MAX_EPISODE} steps")
+    numbers = np.mean(returns), np.std(returns), np.min(returns), np.max(returns), np.mean(lengths)
+    names = "mean_return", "std_return", "min_return", "max_return", "mean_length"
+    return dict(zip(names, map(float, numbers))) | {"episodes": len(returns)}
+
+
+def check_video(env: Any, env_id: str) -> None:
+    """Exit before training if --capture-video cannot work."""
     try:
-        with temporary.open("wb") as file:
-            torch.save({"script": SCRIPT, "args": settings, "run": vars(run), **state}, file)
-            os.fsync(file.fileno())
-        temporary.replace(path)
-    except (OSError, RuntimeError) as error:  # RuntimeError is what torch makes of a full disk
-        temporary.unlink(missing_ok=True)
-        fail(f"cannot write {path} ({error}); the checkpoint before it is kept", code=1)
+        import moviepy  # noqa: F401
+    except ImportError:
+        fail("--capture-video needs the package moviepy: pip install moviepy")
+    env.reset(seed=0)
+    if np.shape(env.render())[2:] != (3,):
+        fail(f"--capture-video: {env_id} does not render RGB images")
+
+
+def save_video(frames: list, fps: int, args: Args, env_step: int) -> None:
+    """Write an episode's frames, [H, W, 3] each, to an MP4 file in the run folder's videos/."""
+    from gymnasium.utils import save_video  # needs moviepy
+
+    folder, name = str((args.run_dir or Path()) / "videos"), f"step-{env_step}"
+    save_video.save_video(frames, folder, lambda _: True, fps=fps, name_prefix=name)
+
+
+def start_torch(args: Args) -> None:
+    """Seed PyTorch, and choose the device and the precision of float32 products."""
+    torch.manual_seed(args.seed)
+    np.seterr(over="ignore")  # beyond float32 becomes infinite, which check_finite refuses
+    if args.device == "cuda" and not torch.cuda.is_available():
+        fail("--device is cuda, but PyTorch finds no GPU here; use --device cpu")
+    if args.device == "auto":
+        args.device = "cuda" if torch.cuda.is_available() else "cpu"
+    torch.backends.cudnn.deterministic = args.torch_deterministic
+    # oneDNN on a CPU: twice as fast as MKL on Zen 5, as fast on Zen 4. TF32 on a GPU.
+    torch.set_float32_matmul_precision("medium")
+
+
+def compiled(function: Callable, args: Args) -> Callable:
+    """The function as one compiled graph; unchanged with --no-compile or without a compiler."""
+    if args.bfloat16:  # no cache of cast weights: they change within an update
+        function = torch.autocast(args.device, torch.bfloat16, cache_enabled=False)(function)
+    if not args.compile:
+        return function
+    torch._dynamo.config.trace_autograd_ops = True  # allows torch.autograd.grad in a graph
+    options: dict[str, Any] = {
+        "cpp_wrapper": args.device == "cpu",  # half the time to compile, and faster calls
+        "fallback_random": True,  # the random numbers of the uncompiled function
+    }
+    try:
+        torch.compile(torch.sin, options=options)(torch.zeros(1, device=args.device))
+    except Exception as error:  # whatever a compiler that does not work here raises
+        reason = str(error).strip().split("\n")[0]
+        say(f"{SCRIPT}: cannot compile here, so learning is slower: {reason}", sys.stderr)
+        return function
+    say("compiling at the first use: up to a minute, and a few seconds in later runs")
+    # Do not check the modules for changes at every call, which takes 3% of an update: only their
+    # tensors change, and these are inputs of the graph. So that a second agent does not run the
+    # graph of the first, isolate_recompiles gives each its own.
+    options["guard_filter_fn"] = torch.compiler.skip_guard_on_all_nn_modules_unsafe
+    settings: dict[str, Any] = {"fullgraph": True, "isolate_recompiles": True, "options": options}
+    return torch.compile(function, **settings)
+
+
+def to_tensor(array: np.ndarray, device: str) -> Tensor:
+    return torch.as_tensor(array, dtype=torch.float32, device=device)
+
+
+def say(message: str, stream: TextIO | None = None) -> None:
+    """Print a line above the progress bar; a closed pipe or terminal does not end a run."""
+    stream = stream or sys.stdout
+    try:
+        with tqdm.external_write_mode():
+            print(message, file=stream, flush=True)
+    except OSError:
+        os.dup2(os.open(os.devnull, os.O_WRONLY), stream.fileno())
+
+
+def fail(message: str, code: int = 2) -> NoReturn:
+    """End the program with one sentence and an exit code: 2 for bad input, 1 for a fault."""
+    say(f"{SCRIPT}: {message}", sys.stderr)
+    raise SystemExit(code)
 
 
 def load_checkpoint(path: Path) -> dict[str, Any]:
-    """Read what save_checkpoint wrote. weights_only: a file from a stranger runs no code."""
-    if not path.is_file():
-        fail(f"there is no {path}; give a run folder that holds one, such as runs/Pendulum-v1__...")
+    """Read a checkpoint. weights_only: a file from a stranger runs no code."""
     try:
         checkpoint = torch.load(path, map_location="cpu", weights_only=True)
         script = checkpoint["script"]
+    except (FileNotFoundError, NotADirectoryError):
+        fail(f"there is no {path}; give a run folder that holds one, such as runs/Pendulum-v1__...")
     except Exception as error:  # what a damaged or malicious file raises is open-ended
         reason = str(error).split("\n")[0]
         fail(f"{path} is damaged or not a checkpoint, and nothing in it was run ({reason})")
@@ -1414,257 +1247,84 @@ def load_checkpoint(path: Path) -> dict[str, Any]:
     return checkpoint
 
 
-# [/shared]
-def whole_state(
-    agent: Agent, buffer: ReplayBuffer, crew: SingleProcess | Cluster
-) -> dict[str, Any]:
-    """What a run is: networks, optimizers, buffer, generators, and the unfinished episodes.
-
-    A cluster's episodes and generators are not in it: there a resumed run begins new episodes.
-    """
-    return {
-        "agent": agent.state_dict(),
-        "buffer": buffer.state_dict(),
-        "torch_rng": [torch.get_rng_state(), *torch.cuda.get_rng_state_all()],
-        "envs": crew.envs.state() if isinstance(crew, SingleProcess) else None,
-    }
-
-
-def restore(checkpoint: dict[str, Any], agent: Agent, buffer: ReplayBuffer) -> Progress:
-    """Put back what whole_state took, but for the episodes; returns the run's counters."""
-    agent.load_state_dict(checkpoint["agent"])
-    buffer.load_state_dict(checkpoint["buffer"])
-    torch.set_rng_state(checkpoint["torch_rng"][0])
-    for i, state in enumerate(checkpoint["torch_rng"][1 : 1 + torch.cuda.device_count()]):
-        torch.cuda.set_rng_state(state, i)
-    return Progress(**checkpoint["run"])
-
-
-# [shared: interrupt]
-class Interrupt:
-    """Notes Ctrl-C or SIGTERM, for the run to save and end; a second one ends it at once."""
-
-    def __init__(self) -> None:
-        self.number = 0
-        signal.signal(signal.SIGINT, self.note)
-        signal.signal(signal.SIGTERM, self.note)
-
-    def note(self, number: int, frame: Any) -> None:
-        self.number = number
-        signal.signal(number, signal.SIG_DFL)
-        print(f"\n{SCRIPT}: saving as soon as it can; again to end at once", file=sys.stderr)
-
-    def end(self, run: Progress, run_dir: Path, finished: bool) -> None:
-        """Say that the run is done; or how to go on with it, and exit as the signal does."""
-        if finished:
-            print(f"done: {run_dir}")
-        else:
-            command = shlex.join([sys.executable, sys.argv[0], "--resume", str(run_dir)])
-            print(f"saved step {run.env_step}; go on with: {command}")
-            raise SystemExit(128 + self.number)
-
-
-# [/shared]
-# [shared: torch]
-def start_torch(args: Args) -> None:
-    """Seed, choose the device, and let float32 products run on the fastest path."""
-    torch.manual_seed(args.seed)
-    if args.device == "cuda" and not torch.cuda.is_available():
-        fail("--device is cuda, and PyTorch finds no GPU here; use --device cpu")
-    if args.device == "auto":
-        args.device = "cuda" if torch.cuda.is_available() else "cpu"
-    torch.backends.cudnn.deterministic = args.torch_deterministic
-    # On a CPU this takes oneDNN in place of MKL: products in half the time on some (Zen 5), in
-    # float32 unless the CPU has units for bfloat16 matrices. On a GPU it means TF32 or bfloat16.
-    torch.set_float32_matmul_precision("medium")
-
-
-def compiled(function: Callable, args: Args) -> Callable:
-    """The function in one compiled graph; plain with --no-compile or without a C++ compiler."""
-    if args.bfloat16:  # no cache of cast weights: they change in the middle of an update
-        function = torch.autocast(args.device, torch.bfloat16, cache_enabled=False)(function)
-    if not args.compile:
-        return function
-    if args.device == "cpu" and not (shutil.which("g++") or shutil.which("clang++")):
-        print(f"{SCRIPT}: no C++ compiler is found, so it runs uncompiled, and slower")
-        return function
-    torch._dynamo.config.trace_autograd_ops = True  # lets the graph hold torch.autograd.grad
-    return torch.compile(function, fullgraph=True)
-
-
-def to_tensor(array: np.ndarray, device: str) -> Tensor:
-    return torch.as_tensor(array, dtype=torch.float32, device=device)
-
-
-# [/shared]
-# What a flag may be, and which flags a resumed run may not change.
-AT_LEAST_1 = """total_timesteps num_envs actor_hidden_sizes critic_hidden_sizes batch_size
-    buffer_size update_interval horizon eval_interval eval_episodes save_interval"""
-AT_LEAST_0 = """seed actor_learning_rate critic_learning_rate learning_starts noise_start noise_end
-    noise_decay_steps max_grad_norm gumbel_temperature output_penalty num_collectors num_learners
-    per_alpha"""
-FROM_0_TO_1 = "gamma tau per_beta_start per_beta_end"
-FIXED = """env_id seed num_envs action_type traffic turn image horizon actor_hidden_sizes
-    critic_hidden_sizes critic buffer_size prioritized_replay per_variant per_alpha"""
-UNSEEN = "seed traffic turn horizon"  # of these, what an evaluation may change all the same
-FLOORS = "untrained", "random", "keep-lane"  # policies that need no checkpoint
-
-
-# [shared: bad input]
-def fail(message: str, code: int = 2) -> NoReturn:
-    """End the program with one sentence and an exit code: 2 for bad input, 1 for a fault."""
-    print(f"{SCRIPT}: {message}", file=sys.stderr)
-    raise SystemExit(code)
-
-
-def check_args(args: Args) -> None:
-    """Fail if a flag is out of its range."""
-    ranges = (AT_LEAST_1, 1, math.inf), (AT_LEAST_0, 0, math.inf), (FROM_0_TO_1, 0, 1)
-    for names, low, high in (*ranges, ("seed", 0, 2**31 - 1)):
-        for name in names.split():
-            for value in np.atleast_1d(getattr(args, name)).tolist():
-                if value is not None and not low <= value <= high:
-                    flag = name.replace("_", "-")
-                    fail(f"--{flag} is {value}, and must lie between {low} and {high}")
-
-
-# [/shared]
-# [shared: run folder]
-def open_run(args: Args) -> Path:
-    """Make the run folder, or take the one to resume, and write args.json there."""
-    name = f"{args.env_id}__{args.exp_name}__{args.seed}__{time.time_ns()}".replace("/", "-")
-    run_dir = args.resume or args.run_dir or Path("runs") / name
-    if not args.resume and (run_dir / "checkpoint.pt").exists():
-        fail(f"{run_dir} holds a run: go on with --resume {run_dir}, or take another --run-dir")
-    run_dir.mkdir(parents=True, exist_ok=True)
-    (run_dir / "args.json").write_text(json.dumps(dataclasses.asdict(args), default=str, indent=2))
-    return run_dir
-
-
-# [/shared]
-def play(args: Args, checkpoint: dict[str, Any] | None, path: Path | None) -> None:
-    """Print what the policy that --evaluate names returns over whole episodes."""
-    start_torch(args)
-    if args.evaluate == "keep-lane" and not args.env_id.startswith("smarts/"):
-        fail(f"--evaluate keep-lane drives a car, and {args.env_id} has none; take random")
-    env = make_env(args, film=args.capture_video)
-    agent = Agent(env, args).to(args.device)
-    policy: Callable[[Tensor], Tensor] = agent.eval_action
-    if args.evaluate in FLOORS[1:]:
-        policy = floor(str(args.evaluate), env)
-    env_step, videos = 0, Path("videos")
-    if checkpoint and path:
-        agent.load_state_dict(checkpoint["agent"])
-        env_step, videos = checkpoint["run"]["env_step"], path.parent / "videos"
-    result = evaluate(policy, env, args, env_step, videos)
-    env.close()
-    print(summary(result))
-
-
-# [shared: agents play]
-def summary(result: dict[str, Any]) -> str:
-    """A line about what evaluate returned."""
-    text = (
-        "return {mean_return:.1f} ± {std_return:.1f} over {episodes:.0f} episodes, from "
-        "{min_return:.1f} to {max_return:.1f}; mean length {mean_length:.0f}; of each agent "
-        "{agent_returns}"
-    ).format(**result)
-    rates = [f"{name} {result[name]:.3f}" for name in METRICS if result[name] != ""]
-    return "; ".join([text, *rates])
-
-
-def floor(name: str, env: MultiAgentEnv) -> Callable[[Tensor], Tensor]:
-    """The policy that acts at random, or the one that only ever keeps its lane."""
-    size = (len(env.names), env.action_size)
-    if name == "keep-lane":
-        if not env.discrete:
-            fail("--evaluate keep-lane needs --action-type lane")
-        return lambda obs: torch.zeros(size[0], dtype=torch.int64)
-    if env.discrete:
-        return lambda obs: torch.randint(size[1], (size[0],))
-    return lambda obs: 2 * torch.rand(size) - 1
-
-
-# [/shared]
-# [shared: main]
-def main() -> None:
-    """Read the flags; with --resume or --evaluate, those not given are taken from the run."""
-    args, checkpoint, path = tyro.cli(Args), None, None
-    if sum(value is not None for value in (args.resume, args.evaluate, args.run_dir)) > 1:
+def read_flags() -> tuple[Args, dict[str, Any] | None]:
+    """The flags, and the checkpoint of --resume or --evaluate, which sets those not given."""
+    parser = argparse.ArgumentParser(add_help=False, allow_abbrev=False)
+    for flag in "--resume", "--evaluate", "--run-dir":  # read first: they set the others' defaults
+        parser.add_argument(flag)
+    given, _ = parser.parse_known_args()
+    if sum(value is not None for value in vars(given).values()) > 1:
         fail("give one of --resume, --evaluate and --run-dir: the first two name a run themselves")
-    if args.resume:
-        path = args.resume / "checkpoint.pt"
-    elif args.evaluate not in (None, *FLOORS):
-        path = Path(str(args.evaluate))
-        path = path if path.suffix == ".pt" else path / "best.pt"
-    if path:
+    saved, checkpoint = Args(), None
+    if given.resume or given.evaluate not in (None, *typing.get_args(Baseline)):
+        path = Path(given.resume or given.evaluate)
+        if given.resume or path.suffix != ".pt":
+            path /= "checkpoint.pt" if given.resume else "best.pt"
         checkpoint = load_checkpoint(path)
         try:
             saved = Args(**checkpoint["args"])
         except TypeError as error:
             fail(f"{path} was written by a version with other flags: {error}")
         if saved.device == "cuda" and not torch.cuda.is_available():
-            saved.device = "auto"  # it comes from a machine with a GPU, and here there is none
-        args = tyro.cli(Args, default=saved)
-        for name in FIXED.split():
-            if args.evaluate and name in UNSEEN.split():
-                continue
-            if getattr(args, name) != getattr(saved, name):
-                fail(f"{path} has {name} {getattr(saved, name)}, which cannot be changed")
+            saved.device = "auto"
+    args = tyro.cli(Args, default=saved)
+    if checkpoint:
+        for name, hint in typing.get_type_hints(Args, include_extras=True).items():
+            before, now = getattr(saved, name), getattr(args, name)
+            if args.resume and before != now and "fixed" in typing.get_args(hint):
+                fail(f"{path} has {name} {before}, which cannot be changed")
         if args.resume and checkpoint["run"]["env_step"] >= args.total_timesteps:
-            fail(f"{args.resume} is finished; a larger --total-timesteps makes it go on")
-    check_args(args)
-    try:
+            fail(f"{args.resume} is finished; a larger --total-timesteps continues it")
         if args.evaluate:
-            play(args, checkpoint, path)
-        else:
+            args.run_dir = path.parent  # for videos
+    try:
+        TypeAdapter(Args).validate_python(dataclasses.asdict(args))
+    except ValidationError as error:
+        wrong = error.errors()[0]
+        fail(f"--{str(wrong['loc'][0]).replace('_', '-')} is {wrong['input']}: {wrong['msg']}")
+    return args, checkpoint
+
+
+def main() -> None:
+    """Train or evaluate, as the flags say."""
+    for name in ("stdout", "stderr"):  # a closed stream, or one that cannot show all characters
+        setattr(sys, name, getattr(sys, name) or Path(os.devnull).open("w"))
+        getattr(sys, name).reconfigure(errors="backslashreplace")
+    try:
+        args, checkpoint = read_flags()
+        if not args.evaluate:
             train(args, checkpoint)
-    except OSError as error:  # a full disk, a folder that may not be written
+            return
+        result = play(args, checkpoint)
+    except KeyboardInterrupt:
+        raise SystemExit(130) from None
+    except OSError as error:  # a full disk, a folder without write permission
         fail(str(error), code=1)
     except RuntimeError as error:
-        if "loading state_dict" not in str(error):  # PyTorch's words where networks do not fit
+        if "loading state_dict" not in str(error):  # PyTorch's words for networks that do not fit
             raise
-        reason = str(error).split("\n")[1].strip()
-        fail(f"{path} was written by a version with other networks: {reason}")
+        fail("the checkpoint has other networks: " + str(error).split("\n")[1].strip())
+    say(
+        "return {mean_return:.1f} +/- {std_return:.1f} over {episodes} episodes, from "
+        "{min_return:.1f} to {max_return:.1f}; mean length {mean_length:.0f}".format(**result)
+    )
 
 
 if __name__ == "__main__":
     main()
 # [/shared]
 
-
-# What this file needs, for "uv run" and "pip install --requirements-from-script" (PEP 723):
+# Dependencies, for "uv run" and "pip install --requirements-from-script" (PEP 723):
 # /// script
 # requires-python = ">=3.10"
 # dependencies = [
-#     "torch==2.13.0",
-#     "gymnasium==1.4.0",
-#     'numpy==2.4.6; python_version >= "3.11"',
-#     'numpy==2.2.6; python_version < "3.11"',
-#     "pygame-ce==2.5.8",
-#     "box2d==2.3.10",
-#     "mujoco==3.17.0",
-#     "dm-control==1.0.50",
-#     "shimmy==2.0.1",
-#     "pybullet==3.2.7",
-#     "pybullet-envs-gymnasium==0.6.0",
-#     "ale-py==0.12.1",
-#     "tyro==1.0.17",
-#     "tensorboard==2.21.0",
-#     "wandb==0.31.0",
-#     "tqdm==4.70.1",
-#     "moviepy==2.2.1",
-#     "smarts==2.0.1",
-#     "eclipse-sumo==1.28.0",
-#     "libsumo==1.28.0",
-#     "rtree==1.4.1",
-#     'shapely==2.2.0; python_version >= "3.11"',
-#     'shapely==2.1.2; python_version < "3.11"',
-#     "trimesh==5.2.0",
-#     'scipy==1.17.1; python_version >= "3.11"',
-#     'scipy==1.15.3; python_version < "3.11"',
-#     "pettingzoo==1.27.0",
-#     "mpe2==1.1.1",
-#     "ray==2.60.0",
+#   "torch==2.13.0", "gymnasium==1.4.0",
+#   'numpy==2.4.6; python_version >= "3.11"', 'numpy==2.2.6; python_version < "3.11"',
+#   "tyro==1.0.17", "pydantic==2.14.4", "filelock==4.3.1", "tqdm==4.70.1", "tensorboard==2.21.0",
+#   "smarts==2.0.1", "eclipse-sumo==1.28.0", "libsumo==1.28.0", "rtree==1.4.1",
+#   'shapely==2.2.0; python_version >= "3.11"', 'shapely==2.1.2; python_version < "3.11"',
+#   "trimesh==5.2.0",
+#   'scipy==1.17.1; python_version >= "3.11"', 'scipy==1.15.3; python_version < "3.11"',
+#   "pettingzoo==1.27.0",
 # ]
 # ///

@@ -1,35 +1,43 @@
-"""Proximal Policy Optimization (PPO) on Atari games, from their pixels.
+"""Proximal Policy Optimization (PPO) on Atari games, from pixels.
 
-A policy plays for a while; then every action that turned out better than expected is made more
-likely, and every worse one less so. "Proximal": the data are used several times over, which goes
-well only near the policy that gathered them, so a clipped objective takes away the reason to
-move an action's probability by more than a tenth.
+A policy plays a number of steps in many games at once. Then actions that led to more reward than
+expected are made more probable, and the others less probable. Each step is used several times,
+which is sound only near the policy that played: a clipped objective removes the incentive to change
+the probability of an action by more than a tenth.
 
-Paper: Schulman et al. 2017, Proximal Policy Optimization Algorithms, arXiv:1707.06347
-Run:   python ppo_atari.py --env-id ALE/Pong-v5
-       torchrun --nproc-per-node 2 ppo_atari.py    (several GPUs, or several nodes)
-Score: Pong 20 (three seeds), Breakout 42 (one), mean of the last 100 training games of 2M steps,
-       94 to 106 minutes each (benchmark/studies/ppo_atari.sh)
-Watch: tensorboard --logdir runs
+    play       T steps of N games, and store (s, a, log π_old(a|s), r, V(s))
+    advantage  A = Σ (γλ)^k δ_k,  δ = r + γ (1 - terminated) V(s') - V(s)
+    learn      for several epochs, in shuffled minibatches: with r = π(a|s) / π_old(a|s),
+               maximise min(r A, clip(r, 1 - ε, 1 + ε) A), and fit V(s) to A + V(s)
+
+Paper:  Schulman et al. 2017, Proximal Policy Optimization Algorithms, arXiv:1707.06347
+Run:    python ppo_atari.py --env-id ALE/Pong-v5
+        torchrun --nproc-per-node 2 ppo_atari.py    (several GPUs, or several machines)
+Expect: Pong 20 (three seeds), Breakout 42 (one seed), mean of the last 100 games of 2M steps
 """
 
 from __future__ import annotations
 
+import argparse
+import contextlib
+import csv
 import dataclasses
 import json
 import math
 import os
 import shlex
-import shutil
 import signal
 import sys
+import tempfile
 import time
-from collections.abc import Callable, Iterable
-from dataclasses import dataclass
+import typing
+from collections.abc import Callable
 from pathlib import Path
-from typing import Any, Literal, NamedTuple, NoReturn, TextIO
+from typing import Annotated, Any, Literal, NamedTuple, NoReturn, TextIO, TypeVar
+from uuid import uuid4
 
 import ale_py
+import filelock
 import gymnasium as gym
 import numpy as np
 import torch
@@ -37,231 +45,126 @@ import torch.distributed as dist
 import torch.nn as nn
 import tyro
 from ale_py.vector_env import AtariVectorEnv
-from gymnasium.utils.save_video import save_video
+from pydantic import Field, NonNegativeFloat, PositiveInt, TypeAdapter, ValidationError
 from torch import Tensor
 from torch.utils.tensorboard import SummaryWriter
 from tqdm import tqdm
 
 SCRIPT = Path(__file__).stem
-FRAME = (84, 84)  # height and width of what the network sees
+MAX_EPISODE = 100_000  # steps after which an evaluation cuts an episode off
+T = TypeVar("T")
+Fixed = Annotated[T, "fixed"]  # a flag that a resumed run cannot change
+Fraction = Annotated[float, Field(ge=0, le=1)]
+Seed = Annotated[int, Field(ge=0, lt=2**31)]
+Baseline = Literal["untrained", "random"]  # policies that need no checkpoint
 
 
-@dataclass
+@dataclasses.dataclass
 class Args:
-    # Task. Lengths are in environment steps, summed over all parallel environments, unless said
-    # otherwise; a step is four frames. With torchrun the ranks share environments and minibatches.
-    env_id: str = "ALE/Pong-v5"  # any of ALE's games
-    total_timesteps: int = 10_000_000  # length of the training
-    num_envs: int = 8  # games played side by side
-    seed: int = 1  # of the networks, the actions and the games
-    sticky_actions: float = 0.0  # chance that a frame repeats the action before; Machado's is 0.25
-    episodic_life: bool = True  # while learning, the loss of a life ends what can still be earned
-    clip_rewards: bool = True  # while learning, of a reward only its sign counts
-    full_action_space: bool = False  # all 18 actions, also those that this game ignores
-    max_episode_frames: int = 108_000  # a game is cut off here, after half an hour of play
-    norm_obs: bool = True  # centre every pixel on its mean, see Standardise; else pixels / 255
+    # Task. Lengths are in environment steps, summed over all parallel games; a step is 4 frames.
+    env_id: Fixed[str] = "ALE/Pong-v5"  # any of ALE's games
+    total_timesteps: PositiveInt = 10_000_000  # length of the training
+    num_envs: Fixed[PositiveInt] = 8  # parallel games; with torchrun, of all processes together
+    seed: Fixed[Seed] = 1  # of the network, the actions and the games
+    sticky_actions: Fixed[Fraction] = 0.0  # probability that a frame repeats the previous action
+    episodic_life: bool = True  # when learning, losing a life counts as termination
+    clip_rewards: bool = True  # when learning, rewards are clipped to their sign
+    full_action_space: Fixed[bool] = False  # all 18 actions, also those without effect in a game
+    max_episode_frames: Fixed[PositiveInt] = 108_000  # a game is truncated here: 30 minutes
+    norm_obs: Fixed[bool] = True  # subtract each pixel's mean, see Standardise; else pixels / 255
 
-    # Learning. The defaults are those of OpenAI's code, which differ a little from the paper's.
-    num_steps: int = 128  # steps of every game between two learning phases
-    num_minibatches: int = 4  # parts into which these steps are split for learning
-    update_epochs: int = 4  # passes over these steps
-    learning_rate: float = 2.5e-4  # Adam's step size
-    anneal_lr: bool = True  # let it fall to 0 over the run, linearly
-    gamma: float = 0.99  # discount per step
-    gae_lambda: float = 0.95  # 0: advantages from one step, biased; 1: from all, noisy
-    clip_coef: float = 0.1  # a ratio further than this from 1 gains nothing more
-    clip_value_loss: bool = True  # clip the value's change likewise, as OpenAI's code does
+    # Learning. The defaults are those of OpenAI's code, which differ slightly from the paper's.
+    num_steps: PositiveInt = 128  # steps of every game per rollout
+    num_minibatches: PositiveInt = 4  # parts of a rollout; an update learns from one
+    update_epochs: PositiveInt = 4  # passes over a rollout
+    learning_rate: NonNegativeFloat = 2.5e-4  # of Adam
+    anneal_lr: bool = True  # anneal the learning rate linearly to 0 over the run
+    gamma: Fraction = 0.99  # discount per step
+    gae_lambda: Fraction = 0.95  # 0: advantages from one step, biased; 1: from all, high variance
+    clip_coef: NonNegativeFloat = 0.1  # the objective is flat where |ratio - 1| exceeds this
+    clip_value_loss: bool = True  # clip the change of the value likewise, as OpenAI's code does
     norm_advantage: bool = True  # scale advantages to mean 0, standard deviation 1 per minibatch
-    entropy_coef: float = 0.01  # weight of the entropy bonus
-    value_coef: float = 0.5  # weight of the value loss
-    max_grad_norm: float = 0.5  # largest norm of the gradient, over all parameters together
-    target_kl: float | None = None  # end a learning phase when the policy has moved this far
+    value_coef: NonNegativeFloat = 0.5  # weight of the value loss
+    entropy_coef: NonNegativeFloat = 0.01  # weight of the entropy bonus
+    max_grad_norm: NonNegativeFloat = 0.5  # gradients are scaled down to this norm
+    target_kl: NonNegativeFloat | None = None  # skip the epochs left once the policy moved this far
 
-    # Evaluation: whole games and raw scores, whatever is cut or clipped for learning
-    eval_interval: int = 500_000  # steps from one evaluation to the next
-    eval_episodes: int = 10  # games in an evaluation, played side by side
-    greedy_eval: bool = False  # play the likeliest action instead of drawing one
-    stop_at_return: float | None = None  # stop once the last 3 evaluations are all at least this
+    # Evaluation: whole games and raw scores, whatever is truncated or clipped for learning
+    eval_interval: PositiveInt = 500_000  # steps between evaluations
+    eval_episodes: PositiveInt = 10  # games per evaluation, in parallel
+    greedy_eval: bool = False  # play the most probable action instead of sampling one
+    stop_at_return: float | None = None  # stop when the last 3 evaluations all reach it
     capture_video: bool = False  # film the first game of every evaluation
-    evaluate: str | None = None  # play, do not train: a run folder, a .pt file, untrained or random
+    evaluate: Baseline | Path | None = None  # evaluate only: one of these, a run folder, a .pt file
 
     # Run folder
     run_dir: Path | None = None  # default: runs/{env_id}__{exp_name}__{seed}__{time}
     exp_name: str = SCRIPT  # part of the folder's name
-    resume: Path | None = None  # run folder to resume; flags given with this one override its own
-    save_interval: int = 100_000  # steps from one checkpoint to the next
-    progress: bool = True  # progress bar, where there is a terminal
+    resume: Path | None = None  # run folder to resume; other flags given here replace its own
+    save_interval: PositiveInt = 100_000  # steps between checkpoints
+    progress: bool = True  # progress bar, if there is a terminal
     track: bool = False  # log to Weights & Biases as well
-    wandb_project_name: str = "FolioRL"  # its project
-    wandb_entity: str | None = None  # its user or team
+    wandb_project_name: str = "FolioRL"  # W&B project
+    wandb_entity: str | None = None  # W&B user or team
 
     # Machine
-    device: Literal["auto", "cpu", "cuda"] = "auto"  # auto: the GPU where there is one
-    compile: bool = True  # compile acting and learning: slow to start, then faster
-    bfloat16: bool = False  # multiply matrices in bfloat16: faster, less exact
-    torch_deterministic: bool = True  # ask cuDNN for deterministic kernels only
+    device: Literal["auto", "cpu", "cuda"] = "auto"  # auto: the GPU if there is one
+    compile: bool = True  # compile acting and learning: up to a minute at the start, then faster
+    bfloat16: bool = False  # matrix products in bfloat16: faster, less exact
+    torch_deterministic: bool = True  # only deterministic cuDNN kernels
+
+    def __post_init__(self) -> None:
+        steps, parts = self.num_envs * self.num_steps, max(self.num_minibatches, 1)
+        if steps % parts or steps < 2 * parts:
+            fail(f"--num-minibatches is {parts}; it must divide {steps} steps into 2 or more each")
 
 
 # [shared: atari games]
 class AtariGames:
-    """Games side by side in ALE's own vector environment, preprocessed as for DQN.
+    """N games in ALE's vector environment, preprocessed as for DQN (Mnih et al. 2015).
 
-    An action holds for four frames. Of the last two the maximum is taken, pixel by pixel, since
-    some games draw an object in every second frame only. It is made grey, shrunk, and stacked with
-    the three before it. A game begins with up to 30 no-ops, and a press of the fire button where it
-    waits for one (Mnih et al. 2015, doi:10.1038/nature14236).
+    Each action is held for four frames. The pixelwise maximum of the last two makes one grey image,
+    since some games draw an object in every second frame only; an observation is the last four.
+    A game begins with up to 30 no-ops, then with the fire button if it waits for that.
     """
 
-    RESEED = 5_000  # steps after which a game begins from a new seed; see state
+    obs: Tensor  # [N, 84, 84, 4] uint8, contiguous; in colour [N, 210, 160, 3, 4]
 
-    def __init__(
-        self,
-        args: Args,
-        num_envs: int,
-        seed: list[int],
-        size: tuple[int, int] = FRAME,
-        colour: bool = False,
-    ) -> None:
-        gym.register_envs(ale_py)
-        try:
-            spec = gym.spec(args.env_id)
-        except gym.error.Error as error:  # gymnasium names what is near
-            fail(f"cannot make {args.env_id}: {error}")
-        if spec.namespace != "ALE":
-            fail(f"{args.env_id} is not one of ALE's games; {SCRIPT} takes those, as ALE/Pong-v5")
-        ale_py.ALEInterface.setLoggerMode(ale_py.LoggerMode.Error)
-        self.envs = AtariVectorEnv(
-            spec.kwargs["game"],
-            num_envs,
-            num_threads=min(num_envs, torch.get_num_threads()),
-            max_num_frames_per_episode=args.max_episode_frames,
-            repeat_action_probability=args.sticky_actions,
-            full_action_space=args.full_action_space,
-            img_height=size[0],
-            img_width=size[1],
-            grayscale=not colour,
-            reward_clipping=False,  # returns are raw scores; for learning, collect clips
-        )
+    def __init__(self, args: Args, num_envs: int, colour: bool = False) -> None:
+        self.envs = make_envs(args, num_envs, colour)
         self.num_envs, self.device = num_envs, args.device
         self.num_actions = len(self.envs.ale.get_action_set())
-        self.random = np.random.default_rng(seed)
-        self.seeds = np.zeros(num_envs, dtype=int)
-        self.history: list[list[int]] = [[] for _ in range(num_envs)]
-        self.obs: Tensor  # [N, 4, H, W] uint8, with colour [N, 4, H, W, 3]
-        self.begin(np.ones(num_envs, dtype=bool), self.random.integers(2**31, size=num_envs))
 
-    def begin(self, mask: np.ndarray, seeds: np.ndarray | None = None) -> None:
-        """Begin new games where mask [N] is true."""
-        if not mask.any():
-            return
-        obs, info = self.envs.reset(seed=seeds, options={"reset_mask": mask})
-        self.obs, self.lives = torch.from_numpy(obs).to(self.device), info["lives"]
-        for i in np.flatnonzero(mask):
-            self.history[i] = self.history[i] + [-1] if seeds is None else []
-        if seeds is not None:
-            self.seeds[mask] = seeds
+    def begin(self, *seed: int) -> None:
+        """Begin all games, with seeds that follow from the given numbers."""
+        seeds = np.random.default_rng(seed).integers(2**31, size=self.num_envs)
+        self.reset(np.ones(self.num_envs, bool), seeds)
 
-    def reset(self, ended: np.ndarray) -> None:
-        """Begin new games where ended [N] is true, from new seeds where the old are long ago."""
-        reseed = ended & (np.array([len(history) for history in self.history]) > self.RESEED)
-        self.begin(ended & ~reseed)
-        self.begin(reseed, self.random.integers(2**31, size=reseed.sum()))
+    def reset(self, ended: np.ndarray, seeds: np.ndarray | None = None) -> None:
+        """Begin a new game where ended [N] is true."""
+        if ended.any():
+            self.observe(*self.envs.reset(seed=seeds, options={"reset_mask": ended}))
 
     def step(self, action: Tensor) -> tuple[np.ndarray, np.ndarray, np.ndarray, np.ndarray]:
         """Play action [N]; returns the raw reward, terminated, truncated, life_lost, each [N]."""
-        moves = action.cpu().numpy()
-        obs, reward, terminated, truncated, info = self.envs.step(moves)
-        life_lost, self.lives = info["lives"] < self.lives, info["lives"]
-        self.obs = torch.from_numpy(obs).to(self.device)
-        for history, move in zip(self.history, moves.tolist()):
-            history.append(move)
-        return reward.astype(np.float32), terminated, truncated, life_lost
+        lives = self.lives
+        obs, reward, terminated, truncated, info = self.envs.step(action.cpu().numpy())
+        self.observe(obs, info)
+        return reward.astype(np.float32), terminated, truncated, self.lives < lives
 
-    def state(self) -> dict[str, Any]:
-        """All that the games are: the seeds they began from, and what was played since.
-
-        ALE's vector environment cannot be saved, but from a seed it repeats itself. Seeding is
-        slow (the game is loaded anew), so it is done once in RESEED steps; in between, -1 stands
-        for a new game.
-        """
-        history = [torch.tensor(history, dtype=torch.int8) for history in self.history]
-        generator = json.dumps(self.random.bit_generator.state)
-        return {"seeds": self.seeds.tolist(), "history": history, "generator": generator}
-
-    def restore(self, state: dict[str, Any]) -> None:
-        """Replay what state holds; games with less to replay wait, so that all end together."""
-        todo = [history.tolist()[::-1] for history in state["history"]]  # the next move comes last
-        seeds, moves = np.array(state["seeds"]), [sum(m >= 0 for m in moves) for moves in todo]
-        wait = max(moves) - np.array(moves)
-        for t in range(max(moves) + 1):
-            self.begin(wait == t, seeds[wait == t])
-            again = np.array([t >= w and h[-1:] == [-1] for w, h in zip(wait, todo)])
-            self.begin(again)
-            for i in np.flatnonzero(again):
-                todo[i].pop()
-            if t < max(moves):
-                self.step(torch.tensor([h.pop() if t >= w else 0 for w, h in zip(wait, todo)]))
-        self.random.bit_generator.state = json.loads(state["generator"])
+    def observe(self, obs: np.ndarray, info: dict[str, Any]) -> None:
+        self.obs = torch.from_numpy(obs).to(self.device).movedim(1, -1).contiguous()
+        self.lives = info["lives"]
 
 
 # [/shared]
-# [shared: orthogonal]
-def orthogonal(layer: nn.Conv2d | nn.Linear, gain: float = math.sqrt(2)) -> nn.Module:
-    """The layer, initialised as is usual for on-policy learning; sqrt(2) suits a ReLU behind it."""
-    nn.init.orthogonal_(layer.weight, gain)
-    nn.init.constant_(layer.bias, 0.0)  # type: ignore[arg-type]
-    return layer
+class Features(nn.Module):
+    """The convolutions of Mnih et al. 2015: uint8 frames [B, 84, 84, 4] -> features [B, 512]."""
 
-
-# [/shared]
-# [shared: standardise]
-class Standardise(nn.Module):
-    """Subtracts from every pixel its own mean, and divides by one deviation, that of all pixels.
-
-    Both are taken over all that was played so far. With pixels / 255, as is usual, what never
-    changes makes up most of the features, and what moves drowns in it (Burda et al. 2019,
-    arXiv:1810.12894, section 2.4; there every pixel has a deviation of its own).
-    """
-
-    def __init__(self, height: int, width: int, args: Args) -> None:
+    def __init__(self, args: Args) -> None:
         super().__init__()
-        self.enabled = args.norm_obs
-        # Until the first update these are what makes pixels / 255. A pixel's mean is the same in
-        # all four frames; it is kept for each, to lie in memory as they do.
-        self.mean = nn.Buffer(torch.zeros(1, 4, height, width))
-        self.deviation = nn.Buffer(torch.tensor(255.0))
-        self.square = nn.Buffer(torch.zeros(()))  # the mean square of all pixels
-        self.calls = nn.Buffer(torch.zeros(()))  # of update; every call counts alike
-
-    def forward(self, obs: Tensor) -> Tensor:
-        """Bytes [B, 4, H, W] -> numbers [B, 4, H, W], about 0 where nothing moves."""
-        return (obs - self.mean) / self.deviation
-
-    @torch.no_grad()
-    def update(self, newest: Tensor, over_ranks: Callable = list) -> None:
-        """Add screens, bytes [B, H, W], to the running mean and deviation.
-
-        over_ranks takes a list of tensors and returns their means over all processes that learn
-        together; the default, list, leaves them as they are.
-        """
-        if self.enabled:
-            newest = newest.float()
-            mean, square = over_ranks([newest.mean(0), newest.square().mean()])
-            self.calls.add_(1)
-            self.mean.lerp_(mean, 1 / self.calls)
-            self.square.lerp_(square, 1 / self.calls)
-            variance = self.square - self.mean.square().mean()
-            self.deviation.copy_(variance.clamp(min=1.0).sqrt())  # rounding may leave it below 0
-
-
-# [/shared]
-class ActorCritic(nn.Module):
-    """The policy and the value, on the convolutions of Mnih et al. 2015: obs [B, 4, 84, 84]."""
-
-    def __init__(self, num_actions: int, args: Args) -> None:
-        super().__init__()
-        self.standardise = Standardise(*FRAME, args)
-        self.features = nn.Sequential(
+        self.standardise = Standardise(args)
+        self.layers = nn.Sequential(
             orthogonal(nn.Conv2d(4, 32, 8, stride=4)),  # [B, 32, 20, 20]
             nn.ReLU(),
             orthogonal(nn.Conv2d(32, 64, 4, stride=2)),  # [B, 64, 9, 9]
@@ -272,161 +175,120 @@ class ActorCritic(nn.Module):
             orthogonal(nn.Linear(64 * 7 * 7, 512)),
             nn.ReLU(),
         )
-        # The small gain makes all actions about equally likely at first.
-        self.policy = orthogonal(nn.Linear(512, num_actions), gain=0.01)
-        self.value = orthogonal(nn.Linear(512, 1), gain=1.0)
-        # Convolutions run several times faster with the channels of a pixel side by side.
+        # Convolutions are several times faster with the channels of a pixel side by side in memory.
         self.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
 
+    def forward(self, obs: Tensor) -> Tensor:
+        return self.layers(self.standardise(obs.movedim(-1, 1)))  # [B, 4, 84, 84], not copied
+
+
+class ActorCritic(nn.Module):
+    """Policy and value: frames [B, 84, 84, 4] -> logits of the actions [B, A], value [B]."""
+
+    def __init__(self, num_actions: int, args: Args) -> None:
+        super().__init__()
+        self.features = Features(args)
+        # The small gain makes all actions about equally probable at first.
+        self.policy = orthogonal(nn.Linear(512, num_actions), gain=0.01)
+        self.value = orthogonal(nn.Linear(512, 1), gain=1.0)
+
     def forward(self, obs: Tensor) -> tuple[Tensor, Tensor]:
-        """uint8 frames [B, 4, 84, 84] -> logits of the actions [B, A], value [B]."""
-        pixels = obs.to(memory_format=torch.channels_last)
-        features = self.features(self.standardise(pixels))
-        with torch.autocast(obs.device.type, enabled=False):  # bfloat16's 8 bits are too few here
-            features = features.float()
+        features = self.features(obs).float()
+        with torch.autocast(obs.device.type, enabled=False):  # bfloat16 is too coarse for outputs
             return self.policy(features), self.value(features).squeeze(1)
 
 
 class Batch(NamedTuple):
-    """Steps to learn from, drawn out of a rollout."""
+    """Steps to learn from."""
 
-    obs: Tensor  # [B, 84, 84, 4] uint8, the four frames last
+    obs: Tensor  # [B, 84, 84, 4] uint8
     action: Tensor  # [B]
-    log_prob: Tensor  # [B], of the action, when it was taken
-    value: Tensor  # [B], at that time
+    log_prob: Tensor  # [B], of the action under the policy that played
+    value: Tensor  # [B], under that policy
     advantage: Tensor  # [B]
-    returns: Tensor  # [B], what the value should have been
+    returns: Tensor  # [B], the target of the value
 
 
 # [shared: advantages]
 def advantages(
-    reward: Tensor,
-    value: Tensor,
-    next_value: Tensor,
-    terminated: Tensor,
-    ended: Tensor,
-    gamma: float,
-    gae_lambda: float,
+    reward: Tensor, value: Tensor, next_value: Tensor, terminated: Tensor, ended: Tensor, args: Args
 ) -> Tensor:
     """Generalised advantage estimation (Schulman et al. 2016, equation 16), all [T, N].
 
-    next_value is the value of the observation that an action led to; where a game was cut off, that
-    is its last observation, so that what would have come still counts. terminated is 1 where
-    nothing more can be earned; ended is 1 there and where a game was cut off, so that the next
-    game's rewards are not credited to this one.
+    next_value is the value of the observation that the action led to, at the end of an episode its
+    last. ended is 1 where an episode was terminated or truncated: there the sum stops.
     """
-    delta = reward + gamma * (1 - terminated) * next_value - value  # δ = r + γ V(s') - V(s)
+    delta = reward + args.gamma * (1 - terminated) * next_value - value  # δ = r + γ V(s') - V(s)
     advantage, later = torch.zeros_like(delta), torch.zeros_like(delta[0])
     for t in reversed(range(len(delta))):
-        later = delta[t] + gamma * gae_lambda * (1 - ended[t]) * later  # A = δ + γ λ A'
+        later = delta[t] + args.gamma * args.gae_lambda * (1 - ended[t]) * later  # A = δ + γ λ A'
         advantage[t] = later
     return advantage
 
 
 # [/shared]
 class Rollout:
-    """What num_steps steps of N games brought, in tensors [T, N, ...] made once."""
+    """T = num_steps steps of N games, in preallocated arrays [T, N, ...]."""
 
     def __init__(self, num_envs: int, args: Args) -> None:
         shape, device = (args.num_steps, num_envs), args.device
-        steps, parts = num_envs * args.num_steps, args.num_minibatches
-        if steps % parts or steps < 2 * parts:
-            fail(f"--num-minibatches is {parts}, and must divide {steps} steps into 2 or more each")
-        # [T, N, 84, 84, 4]: the four frames last, as the convolutions read them in memory.
-        self.obs = torch.zeros(*shape, *FRAME, 4, dtype=torch.uint8, device=device)
+        self.obs = torch.zeros(*shape, 84, 84, 4, dtype=torch.uint8, device=device)
         self.action = torch.zeros(shape, dtype=torch.int64, device=device)
-        self.log_prob, self.reward, self.value, self.next_value, self.terminated, self.ended = (
-            torch.zeros(shape, device=device) for _ in range(6)
-        )
+        self.log_prob, self.value, self.next_value = torch.zeros(3, *shape, device=device)
+        self.reward = np.zeros(shape, np.float32)  # raw
+        self.terminated, self.over = np.zeros((2, *shape), bool)  # over: the whole game
 
     @torch.no_grad()
-    def collect(self, games: AtariGames, act: Callable, args: Args) -> tuple[np.ndarray, ...]:
-        """Play and note num_steps steps; returns raw rewards and where games ended, both [T, N]."""
-        rewards, ended = np.zeros((2, *self.value.shape), np.float32)
+    def collect(self, games: AtariGames, act: Callable, args: Args) -> None:
+        """Play T steps."""
         log_probs, value = act(games.obs)
         for t in range(args.num_steps):
             action = log_probs.exp().multinomial(1)  # [N, 1]
+            self.obs[t], self.action[t], self.value[t] = games.obs, action.squeeze(1), value
             self.log_prob[t] = log_probs.gather(1, action).squeeze(1)
-            self.obs[t] = games.obs.permute(0, 2, 3, 1)  # [N, 84, 84, 4]
-            self.action[t], self.value[t] = action.squeeze(1), value
 
-            rewards[t], terminated, truncated, life_lost = games.step(self.action[t])
-            ended[t] = terminated | truncated
-            # Where a life is lost the game goes on, but that life earns nothing more.
-            terminated |= life_lost & args.episodic_life
-            reward = np.sign(rewards[t]) if args.clip_rewards else rewards[t]
-            self.reward[t] = to_tensor(reward, args.device)
-            self.terminated[t] = to_tensor(terminated, args.device)
-            self.ended[t] = to_tensor(terminated | truncated, args.device)
+            self.reward[t], terminated, truncated, life_lost = games.step(self.action[t])
+            self.terminated[t] = terminated | (life_lost & args.episodic_life)
+            self.over[t] = terminated | truncated
 
-            # Where a game is cut off, take the value of its last observation before the new
-            # game's first one replaces it.
+            # The value of a truncated game's last observation, before a new game replaces it
             last_value = act(games.obs)[1] if truncated.any() else value
-            games.reset(ended[t] > 0)
+            games.reset(self.over[t])
             log_probs, value = act(games.obs)
             cut_off = torch.as_tensor(truncated, device=value.device)
             self.next_value[t] = torch.where(cut_off, last_value, value)
-        return rewards, ended > 0
 
     def batch(self, args: Args) -> Batch:
-        """All steps as one batch [T * N], with their advantages."""
-        steps = self.reward, self.value, self.next_value, self.terminated, self.ended
-        advantage = advantages(*steps, args.gamma, args.gae_lambda)
+        """All steps as one batch, B = T N, with their advantages."""
+        clipped = np.sign(self.reward) if args.clip_rewards else self.reward
+        steps = clipped, self.terminated, self.terminated | self.over
+        reward, terminated, ended = (to_tensor(step, args.device) for step in steps)
+        advantage = advantages(reward, self.value, self.next_value, terminated, ended, args)
         returns = advantage + self.value
         parts = self.obs, self.action, self.log_prob, self.value, advantage, returns
         return Batch(*(part.flatten(0, 1) for part in parts))
 
 
-# [shared: adam]
-class Adam(nn.Module):
-    """Adam (Kingma & Ba 2015, algorithm 1), in place on the parameters that it is given.
-
-    It computes what torch.optim.Adam does. It is written out so that a whole update compiles to one
-    graph: in there, torch.optim's step would leave the weights as they are (torch 2.13).
-    """
-
-    def __init__(self, params: Iterable[Tensor], learning_rate: float, eps: float = 1e-8) -> None:
-        super().__init__()
-        self.params, self.eps = list(params), eps
-        # A tensor: a plain number would be a constant of the graph, compiled anew at each change.
-        self.learning_rate = nn.Buffer(torch.tensor(learning_rate), persistent=False)
-        self.m = nn.ParameterList(torch.zeros_like(p) for p in self.params).requires_grad_(False)
-        self.v = nn.ParameterList(torch.zeros_like(p) for p in self.params).requires_grad_(False)
-        self.t = nn.Buffer(torch.zeros(()))
-
-    @torch.no_grad()
-    def step(self, grads: Iterable[Tensor], beta1: float = 0.9, beta2: float = 0.999) -> None:
-        self.t.add_(1)
-        # 1 - β^t, with exp: compiled, a power would be repeated inside the loops over the weights.
-        bias1, bias2 = (1 - torch.exp(self.t * math.log(beta)) for beta in (beta1, beta2))
-        for p, g, m, v in zip(self.params, grads, self.m, self.v):
-            m.lerp_(g, 1 - beta1)  # m = β1 m + (1 - β1) g
-            v.mul_(beta2).addcmul_(g, g, value=1 - beta2)  # v = β2 v + (1 - β2) g²
-            m_hat, v_hat = m / bias1, v / bias2
-            p.sub_(self.learning_rate * m_hat / (v_hat.sqrt() + self.eps))
-
-
-# [/shared]
 class Agent(nn.Module):
-    """The actor-critic, and how it learns."""
+    """The actor-critic, and its updates."""
 
     def __init__(self, num_actions: int, args: Args) -> None:
         super().__init__()
-        self.clip_coef, self.clip_value_loss = args.clip_coef, args.clip_value_loss
-        self.entropy_coef, self.value_coef = args.entropy_coef, args.value_coef
-        self.max_grad_norm = args.max_grad_norm
+        self.args = args
         self.net = ActorCritic(num_actions, args)
-        self.optimizer = Adam(self.net.parameters(), args.learning_rate, eps=1e-5)
+        self.optimizer = torch.optim.Adam(
+            self.parameters(), args.learning_rate, eps=1e-5, fused=True
+        )
 
     @torch.no_grad()
     def act(self, obs: Tensor) -> tuple[Tensor, Tensor]:
-        """The logarithm of every action's probability [N, A], and the value [N]."""
+        """Log-probabilities of the actions [N, A] and values [N], given obs [N, 84, 84, 4]."""
         logits, value = self.net(obs)
         return logits.log_softmax(1), value
 
     def loss(self, batch: Batch) -> tuple[Tensor, dict[str, Tensor]]:
-        """The paper's equation 9, to be minimised, and what to log."""
-        logits, value = self.net(batch.obs.permute(0, 3, 1, 2))  # obs as [B, 4, 84, 84]
+        """The negative objective of the paper (equation 9), and what to log."""
+        logits, value = self.net(batch.obs)
         log_probs = logits.log_softmax(1)  # [B, A]
         log_prob = log_probs.gather(1, batch.action.unsqueeze(1)).squeeze(1)  # [B]
         entropy = -(log_probs.exp() * log_probs).sum(1).mean()
@@ -434,54 +296,212 @@ class Agent(nn.Module):
         # L = E min(r A, clip(r, 1 - ε, 1 + ε) A),  r = π(a|s) / π_old(a|s)   (equation 7)
         log_ratio = log_prob - batch.log_prob
         ratio = log_ratio.exp()
-        clipped = ratio.clamp(1 - self.clip_coef, 1 + self.clip_coef)
+        clip = self.args.clip_coef
+        clipped = ratio.clamp(1 - clip, 1 + clip)
         policy_loss = -torch.min(ratio * batch.advantage, clipped * batch.advantage).mean()
 
         error = (value - batch.returns).square()
-        if self.clip_value_loss:
-            change = (value - batch.value).clamp(-self.clip_coef, self.clip_coef)
+        if self.args.clip_value_loss:
+            change = (value - batch.value).clamp(-clip, clip)
             error = torch.max(error, (batch.value + change - batch.returns).square())
         value_loss = 0.5 * error.mean()
 
-        loss = policy_loss - self.entropy_coef * entropy + self.value_coef * value_loss
-        with torch.no_grad():
-            # An estimate of the Kullback-Leibler divergence that is never negative, with less
-            # variance than the mean of -log r (Schulman 2020, joschu.net/blog/kl-approx.html).
-            approx_kl = (ratio - 1 - log_ratio).mean()
-            clip_fraction = ((ratio - 1).abs() > self.clip_coef).float().mean()
+        loss = policy_loss + self.args.value_coef * value_loss - self.args.entropy_coef * entropy
         return loss, {
             "policy_loss": policy_loss.detach(),
             "value_loss": value_loss.detach(),
             "entropy": entropy.detach(),
-            "approx_kl": approx_kl,
-            "clipfrac": clip_fraction,
+            # An estimate of the Kullback-Leibler divergence that is never negative, with less
+            # variance than the mean of -log r (Schulman 2020, joschu.net/blog/kl-approx.html)
+            "approx_kl": (ratio - 1 - log_ratio).mean().detach(),
+            "clipfrac": ((ratio - 1).abs() > clip).float().mean(),
         }
 
     def gradients(self, batch: Batch) -> tuple[list[Tensor], dict[str, Tensor]]:
-        """The loss's gradient with respect to every parameter, and what to log."""
-        loss, log = self.loss(batch)
-        return list(torch.autograd.grad(loss, list(self.net.parameters()))), log
+        """The gradient of the loss with respect to every parameter, and what to log."""
+        loss, losses = self.loss(batch)
+        return list(torch.autograd.grad(loss, list(self.parameters()))), losses
 
-    @torch.no_grad()
     def step(self, grads: list[Tensor]) -> None:
-        """A step of Adam, on gradients scaled down to max_grad_norm where they are longer."""
-        norm = torch.stack([grad.square().sum() for grad in grads]).sum().sqrt()
-        scale = (self.max_grad_norm / (norm + 1e-6)).clamp(max=1.0)
-        self.optimizer.step([grad * scale for grad in grads])
+        """A step of the optimizer, with gradients scaled down to a norm of max_grad_norm."""
+        for param, grad in zip(self.parameters(), grads):
+            # Fused Adam pairs elements by their place in memory, so both need the same layout.
+            param.grad = torch.empty_like(param).copy_(grad)
+        nn.utils.clip_grad_norm_(self.parameters(), self.args.max_grad_norm)
+        self.optimizer.step()
+
+    def anneal_lr(self, env_step: int) -> None:
+        """Set the learning rate: constant, or with --anneal-lr falling linearly to 0."""
+        left = max(1 - env_step / self.args.total_timesteps, 0.0) if self.args.anneal_lr else 1.0
+        self.optimizer.param_groups[0]["lr"] = self.args.learning_rate * left
 
     def player(self, num_games: int) -> Callable[[Tensor], Tensor]:
-        """The policy for num_games new games side by side: obs [N, 4, 84, 84] -> logits [N, A].
-
-        Without a memory it need not know how many there are.
-        """
+        """The policy in num_games new games: obs [N, 84, 84, 4] -> logits [N, A]."""
         return lambda obs: self.net(obs)[0]
 
 
+def train(args: Args, checkpoint: dict[str, Any] | None = None) -> Path:
+    """Train, from the start or from a checkpoint; returns the run folder."""
+    start_torch(args)
+    ranks = Ranks(args)  # the processes of torchrun; without it, this one alone
+    games = AtariGames(args, args.num_envs // ranks.size)
+    agent = Agent(games.num_actions, args).to(args.device)  # the same weights on all ranks
+    run = Run(args, checkpoint, agent=agent, optimizer=agent.optimizer)
+    ranks.seed(run)
+    games.begin(args.seed, ranks.rank, run.env_step)
+    rollout = Rollout(games.num_envs, args)
+    act, gradients = compiled(agent.act, args), compiled(agent.gradients, args)
+
+    while not ranks.done(run):
+        # Play
+        agent.anneal_lr(run.env_step)
+        rollout.collect(games, act, args)
+        for reward, over in zip(*ranks.share(run, rollout.reward, rollout.over)):
+            run.step(reward, over)
+
+        # Learn: several epochs over the rollout, each in newly shuffled minibatches
+        data, logs = rollout.batch(args), []
+        for _ in range(args.update_epochs):
+            order = torch.randperm(len(data.action)).to(args.device)
+            for index in order.chunk(args.num_minibatches):
+                batch = Batch(*(part.index_select(0, index) for part in data))
+                if args.norm_advantage:
+                    batch = batch._replace(advantage=normalised(batch.advantage, ranks))
+                grads, losses = gradients(batch)
+                agent.step(ranks.mean(grads))
+                run.updates += 1
+                logs.append(losses)
+            if args.target_kl is not None and ranks.mean([losses["approx_kl"]])[0] > args.target_kl:
+                break
+
+        # After learning, which must see the observations as acting did
+        agent.net.features.standardise.update(data.obs[..., -1], ranks.mean)
+        losses = {name: torch.stack([log[name] for log in logs]).mean() for name in losses}
+        unexplained = (data.returns - data.value).var() / data.returns.var().clamp(min=1e-8)
+        losses["explained_variance"] = 1 - unexplained
+        losses["weight_norm"] = nn.utils.get_total_norm(agent.parameters()).detach()
+        run.log_losses(losses)
+
+        run.evaluate_if_due(lambda: evaluate(agent.player(args.eval_episodes), args, run.env_step))
+        run.save_if_due()
+
+    ranks.close()
+    return run.close()
+
+
+# [shared: atari evaluation]
+@torch.no_grad()
+def evaluate(policy: Callable[[Tensor], Tensor], args: Args, env_step: int) -> dict[str, float]:
+    """Play whole games in parallel with policy ([N, ...] -> logits [N, A]), for their raw scores.
+
+    Returns the columns of evaluations.csv. The games and the sampled actions depend on the step
+    only, so a resumed run gives the same evaluations.
+    """
+    games = AtariGames(args, args.eval_episodes)
+    games.begin(args.seed, 10_000, env_step)
+    generator = torch.Generator(args.device).manual_seed(args.seed + env_step)
+    playing, frames = np.ones(games.num_envs, bool), []
+    returns, lengths = np.zeros((2, games.num_envs))
+    if args.capture_video:  # the first game once more, in colour and full size
+        camera = AtariGames(args, 1, colour=True)
+        camera.begin(args.seed, 10_000, env_step)
+    while playing.any():
+        logits = policy(games.obs)
+        sampled = logits.softmax(1).multinomial(1, generator=generator).squeeze(1)
+        action = logits.argmax(1) if args.greedy_eval else sampled
+        if args.capture_video and playing[0]:
+            frames.append(camera.obs[0, ..., -1].cpu().numpy())
+            camera.step(action[:1])
+        reward, terminated, truncated, _ = games.step(action)
+        returns += reward * playing
+        lengths += playing
+        playing &= ~(terminated | truncated) & (lengths < MAX_EPISODE)
+    if frames:
+        save_video(frames, 15, args, env_step)
+    return summary(returns, lengths)
+
+
+# [/shared]
+# Housekeeping: rarer options, run folder, checkpoints, flags. The algorithm ends here.
+
+
+# [shared: make atari]
+def make_envs(args: Args, num_envs: int, colour: bool) -> AtariVectorEnv:
+    """ALE's vector environment for --env-id, with the preprocessing that AtariGames describes."""
+    gym.register_envs(ale_py)
+    try:
+        spec = gym.spec(args.env_id)
+    except gym.error.Error as error:  # names what is near
+        fail(f"cannot make {args.env_id}: {error}")
+    if spec.namespace != "ALE":
+        fail(f"{args.env_id} is not one of ALE's games; {SCRIPT} plays those, as ALE/Pong-v5")
+    ale_py.ALEInterface.setLoggerMode(ale_py.LoggerMode.Error)
+    return AtariVectorEnv(
+        spec.kwargs["game"],
+        num_envs,
+        num_threads=min(num_envs, torch.get_num_threads()),
+        max_num_frames_per_episode=args.max_episode_frames,
+        repeat_action_probability=args.sticky_actions,
+        full_action_space=args.full_action_space,
+        img_height=210 if colour else 84,
+        img_width=160 if colour else 84,
+        grayscale=not colour,
+        reward_clipping=False,  # scores are raw; the rollout clips rewards
+    )
+
+
+# [/shared]
+# [shared: orthogonal]
+def orthogonal(layer: nn.Conv2d | nn.Linear, gain: float = math.sqrt(2)) -> nn.Module:
+    """Initialise a layer as is usual for on-policy learning; sqrt(2) suits a ReLU after it."""
+    nn.init.orthogonal_(layer.weight, gain)
+    nn.init.constant_(layer.bias, 0.0)  # type: ignore[arg-type]
+    return layer
+
+
+# [/shared]
+# [shared: standardise]
+class Standardise(nn.Module):
+    """Subtract from each pixel its mean, and divide by the standard deviation of all pixels.
+
+    Both are running statistics of all frames played. With pixels / 255, as is usual, the constant
+    background makes up most of the features (Burda et al. 2019, arXiv:1810.12894, section 2.4,
+    divides each pixel by a standard deviation of its own).
+    """
+
+    def __init__(self, args: Args) -> None:
+        super().__init__()
+        self.enabled = args.norm_obs
+        # These values give pixels / 255 until the first update. The mean is the same in all four
+        # frames; it is stored for each, to have their layout in memory.
+        self.mean = nn.Buffer(torch.zeros(1, 4, 84, 84))
+        self.std = nn.Buffer(torch.tensor(255.0))
+        self.square = nn.Buffer(torch.zeros(()))  # the mean square of all pixels
+        self.updates = nn.Buffer(torch.zeros(()))  # all have the same weight
+
+    def forward(self, obs: Tensor) -> Tensor:
+        return (obs - self.mean) / self.std
+
+    @torch.no_grad()
+    def update(self, frames: Tensor, over_ranks: Callable = list) -> None:
+        """Add frames, uint8 [B, 84, 84]. over_ranks gives the means of tensors over processes."""
+        if self.enabled:
+            frames = frames.float()
+            mean, square = over_ranks([frames.mean(0), frames.square().mean()])
+            self.updates.add_(1)
+            self.mean.lerp_(mean, 1 / self.updates)
+            self.square.lerp_(square, 1 / self.updates)
+            variance = self.square - self.mean.square().mean()
+            self.std.copy_(variance.clamp(min=1.0).sqrt())  # rounding may make it negative
+
+
+# [/shared]
 class Ranks:
     """The processes that torchrun started, one per GPU; without torchrun, this one alone.
 
     Each plays its share of the games and learns from its share of every minibatch. Gradients are
-    averaged before they are clipped, so that all take the step that one process would have taken.
+    averaged before they are clipped, so that all make the update of a single process. Rank 0 writes
+    the run folder; the other ranks write to temporary folders.
     """
 
     def __init__(self, args: Args) -> None:
@@ -489,14 +509,26 @@ class Ranks:
         self.size = int(os.environ.get("WORLD_SIZE", 1))
         if self.size == 1:
             return
-        if args.num_envs % self.size:
-            fail(f"--num-envs is {args.num_envs}, which {self.size} ranks cannot share evenly")
+        if args.num_envs % self.size or args.num_envs * args.num_steps % (
+            self.size * args.num_minibatches
+        ):
+            fail(f"--num-envs is {args.num_envs}; {self.size} processes cannot share that evenly")
         if args.device == "cuda":
             torch.cuda.set_device(int(os.environ["LOCAL_RANK"]))
         dist.init_process_group("nccl" if args.device == "cuda" else "gloo")
+        if self.rank > 0:
+            self.folder = tempfile.TemporaryDirectory()  # deleted when the process ends
+            args.resume, args.run_dir = None, Path(self.folder.name)
+            args.progress = args.track = args.capture_video = False
+            sys.stdout = Path(os.devnull).open("w")
+
+    def seed(self, run: Run) -> None:
+        """Give each rank random numbers of its own."""
+        if self.rank > 0:
+            torch.manual_seed(episode_seed(run.args.seed, self.rank, run.env_step))
 
     def mean(self, tensors: list[Tensor]) -> list[Tensor]:
-        """Each tensor's mean over the ranks, in one message."""
+        """The mean of each tensor over the ranks, in one message."""
         if self.size == 1:
             return tensors
         flat = torch.cat([tensor.flatten() for tensor in tensors]) / self.size
@@ -504,12 +536,22 @@ class Ranks:
         parts = flat.split([tensor.numel() for tensor in tensors])
         return [part.view_as(tensor) for part, tensor in zip(parts, tensors)]
 
-    def gather(self, value: Any) -> list[Any]:
-        """What every rank gave."""
-        values = [value] * self.size
+    def share(self, run: Run, reward: np.ndarray, over: np.ndarray) -> tuple[np.ndarray, ...]:
+        """Rewards and ends [T, N] of the games of all ranks. A signal to one is a signal to all."""
+        if self.size == 1:
+            return reward, over
+        everybody: list[Any] = [None] * self.size
+        dist.all_gather_object(everybody, (reward, over, run.signal))
+        *games, signals = zip(*everybody)
+        run.signal = max(run.signal, *signals)
+        return tuple(np.concatenate(part, axis=1) for part in games)
+
+    def done(self, run: Run) -> bool:
+        """Whether rank 0 has ended its run."""
+        done = [run.done]
         if self.size > 1:
-            dist.all_gather_object(values, value)
-        return values
+            dist.broadcast_object_list(done)
+        return done[0]
 
     def close(self) -> None:
         """End the process group: its threads abort the process if they outlive the interpreter."""
@@ -518,295 +560,356 @@ class Ranks:
 
 
 def normalised(advantage: Tensor, ranks: Ranks) -> Tensor:
-    """Mean 0 and deviation 1 over the minibatch, the parts of all ranks together."""
+    """Mean 0 and standard deviation 1 over the minibatch, of which each rank has a part."""
     mean, square = ranks.mean([advantage.mean(), advantage.square().mean()])
     count = advantage.numel() * ranks.size
-    deviation = ((square - mean.square()) * count / (count - 1)).clamp(min=0).sqrt()
-    return (advantage - mean) / (deviation + 1e-8)
+    std = ((square - mean.square()) * count / (count - 1)).clamp(min=0).sqrt()
+    return (advantage - mean) / (std + 1e-8)
 
 
-def train(args: Args, checkpoint: dict[str, Any] | None = None) -> Path:
-    """Train, from the start or from a checkpoint, and return the run folder."""
+# [shared: atari play]
+def play(args: Args, checkpoint: dict[str, Any] | None) -> dict[str, float]:
+    """Evaluate the policy that --evaluate names."""
     start_torch(args)
-    ranks = Ranks(args)
-    games = AtariGames(args, args.num_envs // ranks.size, [args.seed, ranks.rank])
-    agent = Agent(games.num_actions, args).to(args.device)  # the same weights in every rank
-    torch.manual_seed(args.seed + 1_000_000 * ranks.rank)  # from here on, each draws its own
-    rollout, run = Rollout(games.num_envs, args), Progress()
+    num_actions = AtariGames(args, 1).num_actions
+    agent = Agent(num_actions, args).to(args.device)
     if checkpoint:
-        run = restore(checkpoint, agent, games, ranks)
-    run_dir = open_run(args) if ranks.rank == 0 else Path()
-    if ranks.rank == 0:
-        logger = Logger(args, run_dir, run.env_step, run.seconds)
-        if checkpoint:
-            logger.returns, logger.lengths = map(np.array, checkpoint["unfinished"])
-    act, gradients, step = (compiled(f, args) for f in (agent.act, agent.gradients, agent.step))
-    interrupt, saved_at, finished = Interrupt(), run.env_step, False
-
-    while not finished:
-        # Anneal
-        start = run.env_step
-        share_left = 1 - start / args.total_timesteps if args.anneal_lr else 1.0
-        agent.optimizer.learning_rate.fill_(args.learning_rate * share_left)
-
-        # Play
-        rewards, ended = rollout.collect(games, act, args)
-        run.env_step += args.num_steps * args.num_envs
-
-        # Learn: several passes over the rollout, in minibatches shuffled anew for each
-        data, logs = rollout.batch(args), []
-        for _ in range(args.update_epochs):
-            order = torch.randperm(len(data.action)).to(args.device)
-            for index in order.chunk(args.num_minibatches):
-                # Faster than part[index]: the frames of a step are copied in one piece.
-                batch = Batch(*(part.index_select(0, index) for part in data))
-                if args.norm_advantage:
-                    batch = batch._replace(advantage=normalised(batch.advantage, ranks))
-                grads, log = gradients(batch)
-                step(ranks.mean(grads))
-                run.updates += 1
-                logs.append(log)
-            kl = log["approx_kl"]
-            if args.target_kl is not None and ranks.mean([kl])[0] > args.target_kl:
-                break
-
-        # Only now: in every pass the policy had to see what it saw when it played.
-        agent.net.standardise.update(data.obs[..., -1], ranks.mean)  # the newest of four frames
-
-        # Log: the games of all ranks, the losses of the first one's share
-        finished = run.env_step >= args.total_timesteps
-        played = ranks.gather((rewards, ended))
-        if ranks.rank == 0:
-            rewards, ended = (np.concatenate(part, axis=1) for part in zip(*played))
-            for t in range(args.num_steps):
-                logger.step(start + (t + 1) * args.num_envs, rewards[t], ended[t])
-            losses = {name: torch.stack([log[name] for log in logs]).mean() for name in logs[0]}
-            unexplained = (data.returns - data.value).var() / data.returns.var().clamp(min=1e-8)
-            losses["explained_variance"] = 1 - unexplained
-            # What the last minibatch did to the weights shows in no loss yet.
-            losses["weight_norm"] = nn.utils.get_total_norm(agent.net.parameters()).detach()
-            logger.losses(run.env_step, losses)
-
-        # Evaluate
-        due = run.env_step // args.eval_interval > start // args.eval_interval
-        if (finished or due) and ranks.rank == 0:
-            policy = agent.player(args.eval_episodes)
-            result = evaluate(policy, args, run.env_step, run_dir / "videos")
-            logger.evaluation(run.env_step, result)
-            run.evaluations.append(result["mean_return"])
-            if result["mean_return"] > run.best_return:
-                run.best_return = result["mean_return"]
-                save_checkpoint(run_dir / "best.pt", args, run, {"agent": agent.state_dict()})
-        if args.stop_at_return is not None:
-            run.evaluations = ranks.gather(run.evaluations)[0]
-            last = run.evaluations[-3:]
-            finished |= len(last) == 3 and min(last) >= args.stop_at_return
-
-        # Save
-        interrupt.number = max(ranks.gather(interrupt.number))
-        if finished or interrupt.number or run.env_step - saved_at >= args.save_interval:
-            saved_at = run.env_step
-            everything = whole_state(agent, games, ranks)
-            if ranks.rank == 0:
-                run.seconds = logger.seconds()
-                everything["unfinished"] = [logger.returns.tolist(), logger.lengths.tolist()]
-                save_checkpoint(run_dir / "checkpoint.pt", args, run, everything)
-            if interrupt.number:
-                break
-
-    ranks.close()
-    if ranks.rank == 0:
-        logger.close()
-        interrupt.end(run, run_dir, finished)
-    return run_dir
-
-
-# [shared: atari evaluation]
-@torch.no_grad()
-def evaluate(
-    policy: Callable[[Tensor], Tensor], args: Args, env_step: int, video_dir: Path
-) -> dict[str, float]:
-    """Play whole games side by side with policy ([N, ...] -> logits [N, A]), for their raw scores.
-
-    Returns evaluations.csv's columns. Games and draws follow from the step, and from no generator
-    of the training, so that a resumed run is evaluated like one that was never interrupted.
-    """
-    games = AtariGames(args, args.eval_episodes, [args.seed, env_step, 1])
-    random = torch.Generator(args.device).manual_seed(args.seed + env_step)
-    playing, frames = np.ones(games.num_envs, bool), []
-    returns, lengths = np.zeros((2, games.num_envs))
-    if args.capture_video:  # the first game once more, in colour and in full
-        camera = AtariGames(args, 1, [args.seed, env_step, 1], size=(210, 160), colour=True)
-    while playing.any():
-        logits = policy(games.obs)
-        drawn = logits.softmax(1).multinomial(1, generator=random).squeeze(1)
-        action = logits.argmax(1) if args.greedy_eval else drawn
-        if args.capture_video and playing[0]:
-            frames.append(camera.obs[0, -1].cpu().numpy())
-            camera.step(action[:1])
-        reward, terminated, truncated, _ = games.step(action)
-        returns += reward * playing
-        lengths += playing
-        playing &= ~(terminated | truncated)
-    if frames:
-        prefix = f"step-{env_step}"
-        save_video(frames, str(video_dir), lambda _: True, fps=15, name_prefix=prefix)
-    return {
-        "mean_return": float(returns.mean()),
-        "std_return": float(returns.std()),
-        "min_return": float(returns.min()),
-        "max_return": float(returns.max()),
-        "mean_length": float(lengths.mean()),
-        "episodes": len(returns),
-    }
+        agent.load_state_dict(checkpoint["agent"])
+    policy = agent.player(args.eval_episodes)
+    if args.evaluate == "random":
+        args.greedy_eval = False  # of equal logits none is the largest
+        policy = lambda obs: torch.zeros(len(obs), num_actions, device=obs.device)  # noqa: E731
+    return evaluate(policy, args, checkpoint["run"]["env_step"] if checkpoint else 0)
 
 
 # [/shared]
-# From here on housekeeping: the log, checkpoints, flags. The algorithm ends here.
+# [shared: run]
+class Run:
+    """What belongs to a run and not to its algorithm: folder, counters, logs and checkpoints.
 
+    parts are the objects whose state_dict a checkpoint holds; "agent" is one of them.
+    """
 
-# [shared: logger]
-class Logger:
-    """A run folder's episodes.csv, evaluations.csv and TensorBoard events; the progress bar."""
+    COUNTERS = """env_step updates episodes evaluations next_evaluation losses next_losses seconds
+        csv_bytes wandb_id"""
 
-    COLUMNS = {
-        "episodes": "env_step,episodic_return,episodic_length,seconds",
-        "evaluations": "env_step,seconds,mean_return,std_return,min_return,max_return,mean_length,"
-        "episodes",
-    }
-
-    def __init__(self, args: Args, run_dir: Path, env_step: int, seconds: float) -> None:
-        self.started, self.seconds_before = (env_step, time.time()), seconds
-        self.files = {name: self.open_csv(run_dir, name, env_step) for name in self.COLUMNS}
-        if args.track:
-            self.start_wandb(args, run_dir)  # before TensorBoard's writer, which it listens to
-        self.tensorboard = SummaryWriter(str(run_dir), purge_step=env_step)
-        hide = None if args.progress else True  # None hides it where there is no terminal
+    def __init__(self, args: Args, checkpoint: dict[str, Any] | None, **parts: Any) -> None:
+        self.args, self.parts = args, parts
+        self.env_step = self.updates = self.signal = self.next_losses = 0
+        self.episodes = [0] * args.num_envs  # finished episodes of each environment
+        self.evaluations: list[float] = []  # mean returns
+        self.losses: dict[str, float] = {}  # the newest of each
+        self.next_evaluation, self.seconds, self.wandb_id = math.inf, 0.0, uuid4().hex
+        self.csv_bytes: dict[str, int] = {}  # lengths of the CSV files at the last checkpoint
+        self.returns, self.lengths = np.zeros(args.num_envs), np.zeros(args.num_envs, int)
+        self.done = self.stopped = self.evaluating = False
+        if checkpoint:
+            vars(self).update(checkpoint["run"])
+            for name, part in parts.items():
+                part.load_state_dict(checkpoint[name])
+            torch.set_rng_state(checkpoint["torch_rng"])
+            if torch.cuda.is_available() and checkpoint["cuda_rng"]:
+                torch.cuda.set_rng_state_all(checkpoint["cuda_rng"])
+        interval = args.eval_interval
+        due = (self.env_step // interval + 1) * interval
+        self.next_evaluation = min(self.next_evaluation, due)
+        self.first_step = self.saved_at = self.env_step
+        self.start = time.time() - self.seconds
+        self.open_folder()
+        self.tensorboard = SummaryWriter(str(self.folder), purge_step=self.env_step + 1)
+        self.wandb = self.start_wandb() if args.track else None
+        hide = None if args.progress else True  # None hides it without a terminal
         total = args.total_timesteps
-        self.bar = tqdm(total=total, initial=env_step, unit=" steps", disable=hide)
-        self.returns = np.zeros(args.num_envs)
-        self.lengths = np.zeros(args.num_envs, dtype=int)
-        self.next_losses = env_step
+        self.bar = tqdm(total=total, initial=self.env_step, unit=" steps", disable=hide)
+        for number in {signal.SIGINT, signal.SIGTERM, getattr(signal, "SIGHUP", signal.SIGINT)}:
+            if signal.getsignal(number) != signal.SIG_IGN:  # nohup ignores SIGHUP
+                signal.signal(number, self.interrupt)
 
-    def open_csv(self, run_dir: Path, name: str, env_step: int) -> TextIO:
-        """Open to append, cut back to env_step: a resumed run forgets what its checkpoint lacks."""
-        path, size = run_dir / f"{name}.csv", 0
-        for row in path.read_text().splitlines(keepends=True) if path.exists() else []:
-            step = row.split(",")[0]
-            if not row.endswith("\n") or (step.isdigit() and int(step) > env_step):
-                break
-            size += len(row)
-        file = path.open("a", buffering=1)  # a row reaches the disk when it is complete
-        file.truncate(size)
-        if size == 0:
-            file.write(self.COLUMNS[name] + "\n")
-        return file
+    def open_folder(self) -> None:
+        """Make the run folder, or take the one to resume; lock it, and write args.json there."""
+        args = self.args
+        name = f"{args.env_id}__{args.exp_name}__{args.seed}__{time.time_ns()}".replace("/", "-")
+        self.folder = args.run_dir = args.resume or args.run_dir or Path("runs") / name
+        if not args.resume and (self.folder / "checkpoint.pt").exists():
+            fail(f"{self.folder} holds a run; --resume continues it, or give another --run-dir")
+        self.folder.mkdir(parents=True, exist_ok=True)
+        self.lock = filelock.FileLock(self.folder / ".lock", blocking=False)
+        try:
+            self.lock.acquire()
+        except filelock.Timeout:
+            fail(f"{self.folder} is in use by another process")
+        for name in "episodes.csv", "evaluations.csv", "losses.csv":
+            path = self.folder / name  # without the rows that the checkpoint does not know
+            if path.exists():
+                os.truncate(path, min(path.stat().st_size, self.csv_bytes.get(name, 0)))
+        settings = json.dumps(dataclasses.asdict(args), default=str, indent=2)
+        (self.folder / "args.json").write_text(settings)
 
-    def start_wandb(self, args: Args, run_dir: Path) -> None:
+    def start_wandb(self) -> Any:
+        """Begin a run of Weights & Biases; its id is kept in the checkpoint."""
         try:
             import wandb
         except ImportError:
             fail("--track needs the package wandb: pip install wandb")
         try:
-            wandb.init(
-                project=args.wandb_project_name,
-                entity=args.wandb_entity,
-                id=run_dir.name,  # the same in a resumed run, so that it goes on with its curves
+            return wandb.init(
+                project=self.args.wandb_project_name,
+                entity=self.args.wandb_entity,
+                id=self.wandb_id,
+                name=self.folder.resolve().name,
                 resume="allow",
-                dir=run_dir,
-                config=dataclasses.asdict(args),
-                sync_tensorboard=True,
+                config=dataclasses.asdict(self.args),
             )
         except wandb.Error as error:  # no key, no network
-            fail(f"--track: {error}; WANDB_MODE=offline logs to files for the time being")
+            fail(f"--track: {error} (with WANDB_MODE=offline it logs to files)")
 
-    def seconds(self) -> float:
-        """Time in training, over all the parts of a resumed run."""
-        return self.seconds_before + time.time() - self.started[1]
+    @property
+    def finished(self) -> bool:
+        return self.stopped or self.env_step >= self.args.total_timesteps
 
-    def row(self, name: str, env_step: int, values: dict[str, Any]) -> None:
-        """Append a row to episodes.csv or evaluations.csv."""
-        values = {**values, "env_step": env_step, "seconds": round(self.seconds(), 2)}
-        columns = self.COLUMNS[name].split(",")
-        self.files[name].write(",".join(str(values[column]) for column in columns) + "\n")
+    def elapsed(self) -> float:
+        """Seconds of training, in all parts of a resumed run."""
+        return round(time.time() - self.start, 2)
 
-    def step(self, env_step: int, reward: np.ndarray, ended: np.ndarray) -> None:
-        """Count a step of all environments, and log the episodes that it ended."""
+    def episode_seeds(self) -> list[int | None]:
+        """A seed for each environment's next episode, the same in a resumed run."""
+        return [episode_seed(self.args.seed, i, n) for i, n in enumerate(self.episodes)]
+
+    def check_finite(self, **quantities: Any) -> None:
+        """Exit before a number that is not finite is learned from or saved."""
+        check_finite(f"after step {self.env_step}", **quantities)
+
+    def step(self, reward: np.ndarray, ended: np.ndarray) -> None:
+        """Count a step of every environment, and log the episodes that ended with it."""
+        self.env_step += len(reward)
         self.bar.update(len(reward))
         self.returns += reward
         self.lengths += 1
         for i in np.flatnonzero(ended):
-            episode = {"episodic_return": self.returns[i], "episodic_length": self.lengths[i]}
-            self.row("episodes", env_step, episode)
-            for tag, value in episode.items():
-                self.tensorboard.add_scalar(f"charts/{tag}", value, env_step)
+            row = {"episodic_return": self.returns[i], "episodic_length": self.lengths[i]}
+            self.log(charts=row)
+            self.write_row("episodes", row | {"seconds": self.elapsed()})
             self.bar.set_postfix_str(f"return {self.returns[i]:.1f}", refresh=False)
             self.returns[i], self.lengths[i] = 0.0, 0
+            self.episodes[i] += 1
 
-    def losses(self, env_step: int, losses: dict[str, Tensor]) -> None:
-        """Fail if a loss is not finite; log the losses and the speed every thousand steps."""
-        for name, loss in losses.items():
-            if not math.isfinite(loss):
-                fail(f"{name} is {loss:g} at step {env_step}; the last checkpoint is kept", code=1)
-        if env_step < self.next_losses:
+    def log_losses(self, losses: dict[str, Tensor]) -> None:
+        """Check that the losses are finite, and log them every thousand steps."""
+        self.losses |= {name: float(loss) for name, loss in losses.items()}
+        self.check_finite(**self.losses)
+        # The first row comes after 1000 steps of learning, when there is a value of every loss.
+        self.next_losses = self.next_losses or self.env_step + 1_000
+        if self.env_step >= self.next_losses or self.finished:
+            self.next_losses = self.env_step + 1_000
+            self.write_row("losses", {"seconds": self.elapsed()} | self.losses)
+            steps, seconds = self.env_step - self.first_step, self.elapsed() - self.seconds
+            self.log(losses=self.losses, charts={"SPS": steps / max(seconds, 0.01)})
+
+    def evaluate_if_due(self, evaluate: Callable[[], dict[str, Any]]) -> None:
+        """Log what evaluate returns, and keep the best agent in best.pt."""
+        if self.signal or (self.env_step < self.next_evaluation and not self.finished):
             return
-        self.next_losses = env_step + 1_000
-        for name, loss in losses.items():
-            self.tensorboard.add_scalar(f"losses/{name}", float(loss), env_step)
-        first_step, start = self.started
-        sps = (env_step - first_step) / (time.time() - start)
-        self.tensorboard.add_scalar("charts/SPS", sps, env_step)
+        with contextlib.suppress(KeyboardInterrupt):  # raised by interrupt
+            self.evaluating = True
+            result = evaluate()
+            self.evaluating = False
+        if self.signal:
+            return
+        mean, interval = result["mean_return"], self.args.eval_interval
+        self.next_evaluation = (self.env_step // interval + 1) * interval
+        self.check_finite(evaluation_return=mean)
+        self.write_row("evaluations", {"seconds": self.elapsed()} | result)
+        self.log(eval={f"episodic_{key}": result[f"mean_{key}"] for key in ("return", "length")})
+        score = f"{mean:.1f} +/- {result['std_return']:.1f}"
+        say(f"step {self.env_step}, {self.elapsed():.0f} s: evaluation {score}")
+        if mean > max(self.evaluations, default=-math.inf):
+            self.save("best.pt", agent=self.parts["agent"])
+        self.evaluations.append(mean)
+        last, goal = self.evaluations[-3:], self.args.stop_at_return
+        self.stopped = goal is not None and len(last) == 3 and min(last) >= goal
 
-    def evaluation(self, env_step: int, result: dict[str, float]) -> None:
-        self.row("evaluations", env_step, result)
-        for name in ("return", "length"):
-            self.tensorboard.add_scalar(f"eval/episodic_{name}", result[f"mean_{name}"], env_step)
-        mean, std = result["mean_return"], result["std_return"]
-        self.bar.write(
-            f"step {env_step}, {self.seconds():.0f} s: evaluation {mean:.1f} ± {std:.1f}"
-        )
+    def save_if_due(self, episode_ended: bool = True) -> None:
+        """Save if due; wait for the end of an episode if one comes soon: a run resumes at one."""
+        signalled, steps = self.signal, self.env_step - self.saved_at
+        due = steps >= self.args.save_interval * (1 if episode_ended else 2)
+        if due or signalled or self.finished:
+            self.save("checkpoint.pt", **self.parts)
+            self.saved_at, self.done = self.env_step, bool(signalled) or self.finished
 
-    def close(self) -> None:
+    def save(self, name: str, **parts: Any) -> None:
+        """Write a file beside its place, then rename it: a kill leaves the old file or the new."""
+        self.check_finite(weights=[float(p.detach().sum()) for p in parts["agent"].parameters()])
+        unset = dict.fromkeys(("resume", "evaluate", "run_dir"))
+        self.csv_bytes = {path.name: path.stat().st_size for path in self.folder.glob("*.csv")}
+        counters = {counter: getattr(self, counter) for counter in self.COUNTERS.split()}
+        state = {
+            "script": SCRIPT,
+            "args": dataclasses.asdict(self.args) | unset,
+            "run": counters | {"seconds": self.elapsed()},
+            "torch_rng": torch.get_rng_state(),
+            "cuda_rng": torch.cuda.get_rng_state_all(),
+        }
+        state |= {part: value.state_dict() for part, value in parts.items()}
+        self.tensorboard.flush()  # so that a killed run has all points up to the checkpoint
+        path, temporary = self.folder / name, self.folder / f"{name}.tmp"
+        try:
+            with temporary.open("wb") as file:
+                torch.save(state, file)
+                os.fsync(file.fileno())
+            temporary.replace(path)
+        except (OSError, RuntimeError) as error:  # RuntimeError is torch's for a full disk
+            temporary.unlink(missing_ok=True)
+            fail(f"cannot write {path} ({error}); the checkpoint before it is kept", code=1)
+
+    def write_row(self, name: str, values: dict[str, Any]) -> None:
+        """Append a row to a CSV file of the run folder."""
+        row = {"env_step": self.env_step} | values
+        with (self.folder / f"{name}.csv").open("a", newline="") as file:
+            writer = csv.DictWriter(file, list(row), lineterminator="\n")
+            if file.tell() == 0:
+                writer.writeheader()
+            writer.writerow(row)
+
+    def log(self, **groups: dict[str, float]) -> None:
+        """Send values to TensorBoard, and with --track to Weights & Biases."""
+        tags = {f"{group}/{name}": row[name] for group, row in groups.items() for name in row}
+        for tag, value in tags.items():
+            self.tensorboard.add_scalar(tag, value, self.env_step)
+        if self.wandb:
+            self.wandb.log(tags | {"global_step": self.env_step})
+
+    def interrupt(self, number: int, frame: Any) -> None:
+        """At a signal, let the run save at its next step and end; at a second one, end at once."""
+        self.signal = number
+        signal.signal(number, signal.SIG_DFL)
+        say(f"{SCRIPT}: saving at the next step; once more to end at once", sys.stderr)
+        if self.evaluating:
+            raise KeyboardInterrupt
+
+    def close(self) -> Path:
+        """Say that the run is done; or how to resume it, and exit as the signal does."""
         self.bar.close()
         self.tensorboard.close()
-        for file in self.files.values():
-            file.close()
+        self.lock.release()
+        if self.wandb:
+            self.wandb.finish()
+        if self.finished:
+            say(f"done: {self.folder}")
+            return self.folder
+        command = shlex.join([sys.executable, sys.argv[0], "--resume", str(self.folder)])
+        say(f"saved step {self.env_step}; resume with: {command}")
+        raise SystemExit(128 + self.signal)
 
 
-# [/shared]
-# [shared: checkpoint]
-@dataclass
-class Progress:
-    """The counters of a run."""
-
-    env_step: int = 0
-    updates: int = 0
-    seconds: float = 0.0
-    best_return: float = -math.inf
-    evaluations: list[float] = dataclasses.field(default_factory=list)  # mean returns
+def episode_seed(*numbers: int) -> int:
+    """A seed of 32 bits; different numbers give different seeds (up to hash collisions)."""
+    return int(np.random.SeedSequence(numbers).generate_state(1)[0])
 
 
-def save_checkpoint(path: Path, args: Args, run: Progress, state: dict[str, Any]) -> None:
-    """Write beside path, then rename: a kill at any instant leaves the old file or the new one."""
-    settings = dataclasses.asdict(args) | {"resume": None, "evaluate": None, "run_dir": None}
-    temporary = path.with_suffix(".tmp")
+def check_finite(when: str, **quantities: Any) -> None:
+    """Exit before a number is used that is not finite, or beyond what float32 can hold."""
+    for name, value in quantities.items():
+        numbers = np.ravel(value)
+        finite = np.abs(numbers) < np.finfo(np.float32).max  # false for nan
+        if not finite.all():
+            what = f"{name.replace('_', ' ')} {when}: {numbers[~finite][0]} is no finite float32"
+            fail(f"{what}; the last checkpoint is kept", code=1)
+
+
+def summary(returns: Any, lengths: Any) -> dict[str, float]:
+    """The columns of evaluations.csv, from the returns and lengths of the episodes."""
+    if max(lengths) >= MAX_EPISODE:
+        say(f"an evaluation episode without an end was cut off after {MAX_EPISODE} steps")
+    numbers = np.mean(returns), np.std(returns), np.min(returns), np.max(returns), np.mean(lengths)
+    names = "mean_return", "std_return", "min_return", "max_return", "mean_length"
+    return dict(zip(names, map(float, numbers))) | {"episodes": len(returns)}
+
+
+def check_video(env: Any, env_id: str) -> None:
+    """Exit before training if --capture-video cannot work."""
     try:
-        with temporary.open("wb") as file:
-            torch.save({"script": SCRIPT, "args": settings, "run": vars(run), **state}, file)
-            os.fsync(file.fileno())
-        temporary.replace(path)
-    except (OSError, RuntimeError) as error:  # RuntimeError is what torch makes of a full disk
-        temporary.unlink(missing_ok=True)
-        fail(f"cannot write {path} ({error}); the checkpoint before it is kept", code=1)
+        import moviepy  # noqa: F401
+    except ImportError:
+        fail("--capture-video needs the package moviepy: pip install moviepy")
+    env.reset(seed=0)
+    if np.shape(env.render())[2:] != (3,):
+        fail(f"--capture-video: {env_id} does not render RGB images")
+
+
+def save_video(frames: list, fps: int, args: Args, env_step: int) -> None:
+    """Write an episode's frames, [H, W, 3] each, to an MP4 file in the run folder's videos/."""
+    from gymnasium.utils import save_video  # needs moviepy
+
+    folder, name = str((args.run_dir or Path()) / "videos"), f"step-{env_step}"
+    save_video.save_video(frames, folder, lambda _: True, fps=fps, name_prefix=name)
+
+
+def start_torch(args: Args) -> None:
+    """Seed PyTorch, and choose the device and the precision of float32 products."""
+    torch.manual_seed(args.seed)
+    np.seterr(over="ignore")  # beyond float32 becomes infinite, which check_finite refuses
+    if args.device == "cuda" and not torch.cuda.is_available():
+        fail("--device is cuda, but PyTorch finds no GPU here; use --device cpu")
+    if args.device == "auto":
+        args.device = "cuda" if torch.cuda.is_available() else "cpu"
+    torch.backends.cudnn.deterministic = args.torch_deterministic
+    # oneDNN on a CPU: twice as fast as MKL on Zen 5, as fast on Zen 4. TF32 on a GPU.
+    torch.set_float32_matmul_precision("medium")
+
+
+def compiled(function: Callable, args: Args) -> Callable:
+    """The function as one compiled graph; unchanged with --no-compile or without a compiler."""
+    if args.bfloat16:  # no cache of cast weights: they change within an update
+        function = torch.autocast(args.device, torch.bfloat16, cache_enabled=False)(function)
+    if not args.compile:
+        return function
+    torch._dynamo.config.trace_autograd_ops = True  # allows torch.autograd.grad in a graph
+    options: dict[str, Any] = {
+        "cpp_wrapper": args.device == "cpu",  # half the time to compile, and faster calls
+        "fallback_random": True,  # the random numbers of the uncompiled function
+    }
+    try:
+        torch.compile(torch.sin, options=options)(torch.zeros(1, device=args.device))
+    except Exception as error:  # whatever a compiler that does not work here raises
+        reason = str(error).strip().split("\n")[0]
+        say(f"{SCRIPT}: cannot compile here, so learning is slower: {reason}", sys.stderr)
+        return function
+    say("compiling at the first use: up to a minute, and a few seconds in later runs")
+    # Do not check the modules for changes at every call, which takes 3% of an update: only their
+    # tensors change, and these are inputs of the graph. So that a second agent does not run the
+    # graph of the first, isolate_recompiles gives each its own.
+    options["guard_filter_fn"] = torch.compiler.skip_guard_on_all_nn_modules_unsafe
+    settings: dict[str, Any] = {"fullgraph": True, "isolate_recompiles": True, "options": options}
+    return torch.compile(function, **settings)
+
+
+def to_tensor(array: np.ndarray, device: str) -> Tensor:
+    return torch.as_tensor(array, dtype=torch.float32, device=device)
+
+
+def say(message: str, stream: TextIO | None = None) -> None:
+    """Print a line above the progress bar; a closed pipe or terminal does not end a run."""
+    stream = stream or sys.stdout
+    try:
+        with tqdm.external_write_mode():
+            print(message, file=stream, flush=True)
+    except OSError:
+        os.dup2(os.open(os.devnull, os.O_WRONLY), stream.fileno())
+
+
+def fail(message: str, code: int = 2) -> NoReturn:
+    """End the program with one sentence and an exit code: 2 for bad input, 1 for a fault."""
+    say(f"{SCRIPT}: {message}", sys.stderr)
+    raise SystemExit(code)
 
 
 def load_checkpoint(path: Path) -> dict[str, Any]:
-    """Read what save_checkpoint wrote. weights_only: a file from a stranger runs no code."""
-    if not path.is_file():
-        fail(f"there is no {path}; give a run folder that holds one, such as runs/Pendulum-v1__...")
+    """Read a checkpoint. weights_only: a file from a stranger runs no code."""
     try:
         checkpoint = torch.load(path, map_location="cpu", weights_only=True)
         script = checkpoint["script"]
+    except (FileNotFoundError, NotADirectoryError):
+        fail(f"there is no {path}; give a run folder that holds one, such as runs/Pendulum-v1__...")
     except Exception as error:  # what a damaged or malicious file raises is open-ended
         reason = str(error).split("\n")[0]
         fail(f"{path} is damaged or not a checkpoint, and nothing in it was run ({reason})")
@@ -815,221 +918,79 @@ def load_checkpoint(path: Path) -> dict[str, Any]:
     return checkpoint
 
 
-# [/shared]
-def whole_state(agent: nn.Module, games: AtariGames, ranks: Ranks) -> dict[str, Any]:
-    """What a run is between two rollouts: network, optimizer, games, generators, of every rank."""
-    rng = [torch.get_rng_state(), *torch.cuda.get_rng_state_all()]
-    mine = {"games": games.state(), "torch_rng": rng}
-    return {"agent": agent.state_dict(), "ranks": ranks.gather(mine)}
-
-
-def restore(
-    checkpoint: dict[str, Any], agent: nn.Module, games: AtariGames, ranks: Ranks
-) -> Progress:
-    """Put back what whole_state took, and return the run's counters."""
-    size = len(checkpoint["ranks"])
-    if size != ranks.size:
-        start = "python" if size == 1 else f"torchrun --nproc-per-node {size}"
-        fail(f"this run has {size} ranks, which cannot be changed; resume it with {start}")
-    mine = checkpoint["ranks"][ranks.rank]
-    agent.load_state_dict(checkpoint["agent"])
-    games.restore(mine["games"])
-    torch.set_rng_state(mine["torch_rng"][0])
-    for i, state in enumerate(mine["torch_rng"][1 : 1 + torch.cuda.device_count()]):
-        torch.cuda.set_rng_state(state, i)
-    return Progress(**checkpoint["run"])
-
-
-# [shared: interrupt]
-class Interrupt:
-    """Notes Ctrl-C or SIGTERM, for the run to save and end; a second one ends it at once."""
-
-    def __init__(self) -> None:
-        self.number = 0
-        signal.signal(signal.SIGINT, self.note)
-        signal.signal(signal.SIGTERM, self.note)
-
-    def note(self, number: int, frame: Any) -> None:
-        self.number = number
-        signal.signal(number, signal.SIG_DFL)
-        print(f"\n{SCRIPT}: saving as soon as it can; again to end at once", file=sys.stderr)
-
-    def end(self, run: Progress, run_dir: Path, finished: bool) -> None:
-        """Say that the run is done; or how to go on with it, and exit as the signal does."""
-        if finished:
-            print(f"done: {run_dir}")
-        else:
-            command = shlex.join([sys.executable, sys.argv[0], "--resume", str(run_dir)])
-            print(f"saved step {run.env_step}; go on with: {command}")
-            raise SystemExit(128 + self.number)
-
-
-# [/shared]
-# [shared: torch]
-def start_torch(args: Args) -> None:
-    """Seed, choose the device, and let float32 products run on the fastest path."""
-    torch.manual_seed(args.seed)
-    if args.device == "cuda" and not torch.cuda.is_available():
-        fail("--device is cuda, and PyTorch finds no GPU here; use --device cpu")
-    if args.device == "auto":
-        args.device = "cuda" if torch.cuda.is_available() else "cpu"
-    torch.backends.cudnn.deterministic = args.torch_deterministic
-    # On a CPU this takes oneDNN in place of MKL: products in half the time on some (Zen 5), in
-    # float32 unless the CPU has units for bfloat16 matrices. On a GPU it means TF32 or bfloat16.
-    torch.set_float32_matmul_precision("medium")
-
-
-def compiled(function: Callable, args: Args) -> Callable:
-    """The function in one compiled graph; plain with --no-compile or without a C++ compiler."""
-    if args.bfloat16:  # no cache of cast weights: they change in the middle of an update
-        function = torch.autocast(args.device, torch.bfloat16, cache_enabled=False)(function)
-    if not args.compile:
-        return function
-    if args.device == "cpu" and not (shutil.which("g++") or shutil.which("clang++")):
-        print(f"{SCRIPT}: no C++ compiler is found, so it runs uncompiled, and slower")
-        return function
-    torch._dynamo.config.trace_autograd_ops = True  # lets the graph hold torch.autograd.grad
-    return torch.compile(function, fullgraph=True)
-
-
-def to_tensor(array: np.ndarray, device: str) -> Tensor:
-    return torch.as_tensor(array, dtype=torch.float32, device=device)
-
-
-# [/shared]
-# What a flag may be, and which flags a resumed run may not change.
-AT_LEAST_1 = """total_timesteps num_envs num_steps num_minibatches update_epochs eval_interval
-    eval_episodes save_interval max_episode_frames"""
-AT_LEAST_0 = "seed learning_rate clip_coef entropy_coef value_coef max_grad_norm target_kl"
-FROM_0_TO_1 = "gamma gae_lambda sticky_actions"
-FIXED = """env_id seed num_envs num_steps norm_obs sticky_actions full_action_space
-    max_episode_frames"""
-UNSEEN = "seed sticky_actions"  # of these, what an evaluation may change all the same
-FLOORS = "untrained", "random"  # policies that need no checkpoint
-
-
-# [shared: bad input]
-def fail(message: str, code: int = 2) -> NoReturn:
-    """End the program with one sentence and an exit code: 2 for bad input, 1 for a fault."""
-    print(f"{SCRIPT}: {message}", file=sys.stderr)
-    raise SystemExit(code)
-
-
-def check_args(args: Args) -> None:
-    """Fail if a flag is out of its range."""
-    ranges = (AT_LEAST_1, 1, math.inf), (AT_LEAST_0, 0, math.inf), (FROM_0_TO_1, 0, 1)
-    for names, low, high in (*ranges, ("seed", 0, 2**31 - 1)):
-        for name in names.split():
-            for value in np.atleast_1d(getattr(args, name)).tolist():
-                if value is not None and not low <= value <= high:
-                    flag = name.replace("_", "-")
-                    fail(f"--{flag} is {value}, and must lie between {low} and {high}")
-
-
-# [/shared]
-# [shared: run folder]
-def open_run(args: Args) -> Path:
-    """Make the run folder, or take the one to resume, and write args.json there."""
-    name = f"{args.env_id}__{args.exp_name}__{args.seed}__{time.time_ns()}".replace("/", "-")
-    run_dir = args.resume or args.run_dir or Path("runs") / name
-    if not args.resume and (run_dir / "checkpoint.pt").exists():
-        fail(f"{run_dir} holds a run: go on with --resume {run_dir}, or take another --run-dir")
-    run_dir.mkdir(parents=True, exist_ok=True)
-    (run_dir / "args.json").write_text(json.dumps(dataclasses.asdict(args), default=str, indent=2))
-    return run_dir
-
-
-# [/shared]
-# [shared: atari play]
-def play(args: Args, checkpoint: dict[str, Any] | None, path: Path | None) -> None:
-    """Play whole games with the policy that --evaluate names, and print their scores."""
-    start_torch(args)
-    num_actions = AtariGames(args, 1, [0]).num_actions
-    agent = Agent(num_actions, args).to(args.device)
-    policy = agent.player(args.eval_episodes)
-    if args.evaluate == "random":
-        args.greedy_eval = False  # of equal logits none is the likeliest
-        policy = lambda obs: torch.zeros(len(obs), num_actions, device=obs.device)  # noqa: E731
-    env_step, videos = 0, Path("videos")
-    if checkpoint and path:
-        agent.load_state_dict(checkpoint["agent"])
-        env_step, videos = checkpoint["run"]["env_step"], path.parent / "videos"
-    print(
-        "return {mean_return:.1f} ± {std_return:.1f} over {episodes:.0f} episodes, from "
-        "{min_return:.1f} to {max_return:.1f}; mean length {mean_length:.0f}".format(
-            **evaluate(policy, args, env_step, videos)
-        )
-    )
-
-
-# [/shared]
-# [shared: main]
-def main() -> None:
-    """Read the flags; with --resume or --evaluate, those not given are taken from the run."""
-    args, checkpoint, path = tyro.cli(Args), None, None
-    if sum(value is not None for value in (args.resume, args.evaluate, args.run_dir)) > 1:
+def read_flags() -> tuple[Args, dict[str, Any] | None]:
+    """The flags, and the checkpoint of --resume or --evaluate, which sets those not given."""
+    parser = argparse.ArgumentParser(add_help=False, allow_abbrev=False)
+    for flag in "--resume", "--evaluate", "--run-dir":  # read first: they set the others' defaults
+        parser.add_argument(flag)
+    given, _ = parser.parse_known_args()
+    if sum(value is not None for value in vars(given).values()) > 1:
         fail("give one of --resume, --evaluate and --run-dir: the first two name a run themselves")
-    if args.resume:
-        path = args.resume / "checkpoint.pt"
-    elif args.evaluate not in (None, *FLOORS):
-        path = Path(str(args.evaluate))
-        path = path if path.suffix == ".pt" else path / "best.pt"
-    if path:
+    saved, checkpoint = Args(), None
+    if given.resume or given.evaluate not in (None, *typing.get_args(Baseline)):
+        path = Path(given.resume or given.evaluate)
+        if given.resume or path.suffix != ".pt":
+            path /= "checkpoint.pt" if given.resume else "best.pt"
         checkpoint = load_checkpoint(path)
         try:
             saved = Args(**checkpoint["args"])
         except TypeError as error:
             fail(f"{path} was written by a version with other flags: {error}")
         if saved.device == "cuda" and not torch.cuda.is_available():
-            saved.device = "auto"  # it comes from a machine with a GPU, and here there is none
-        args = tyro.cli(Args, default=saved)
-        for name in FIXED.split():
-            if args.evaluate and name in UNSEEN.split():
-                continue
-            if getattr(args, name) != getattr(saved, name):
-                fail(f"{path} has {name} {getattr(saved, name)}, which cannot be changed")
+            saved.device = "auto"
+    args = tyro.cli(Args, default=saved)
+    if checkpoint:
+        for name, hint in typing.get_type_hints(Args, include_extras=True).items():
+            before, now = getattr(saved, name), getattr(args, name)
+            if args.resume and before != now and "fixed" in typing.get_args(hint):
+                fail(f"{path} has {name} {before}, which cannot be changed")
         if args.resume and checkpoint["run"]["env_step"] >= args.total_timesteps:
-            fail(f"{args.resume} is finished; a larger --total-timesteps makes it go on")
-    check_args(args)
-    try:
+            fail(f"{args.resume} is finished; a larger --total-timesteps continues it")
         if args.evaluate:
-            play(args, checkpoint, path)
-        else:
+            args.run_dir = path.parent  # for videos
+    try:
+        TypeAdapter(Args).validate_python(dataclasses.asdict(args))
+    except ValidationError as error:
+        wrong = error.errors()[0]
+        fail(f"--{str(wrong['loc'][0]).replace('_', '-')} is {wrong['input']}: {wrong['msg']}")
+    return args, checkpoint
+
+
+def main() -> None:
+    """Train or evaluate, as the flags say."""
+    for name in ("stdout", "stderr"):  # a closed stream, or one that cannot show all characters
+        setattr(sys, name, getattr(sys, name) or Path(os.devnull).open("w"))
+        getattr(sys, name).reconfigure(errors="backslashreplace")
+    try:
+        args, checkpoint = read_flags()
+        if not args.evaluate:
             train(args, checkpoint)
-    except OSError as error:  # a full disk, a folder that may not be written
+            return
+        result = play(args, checkpoint)
+    except KeyboardInterrupt:
+        raise SystemExit(130) from None
+    except OSError as error:  # a full disk, a folder without write permission
         fail(str(error), code=1)
     except RuntimeError as error:
-        if "loading state_dict" not in str(error):  # PyTorch's words where networks do not fit
+        if "loading state_dict" not in str(error):  # PyTorch's words for networks that do not fit
             raise
-        reason = str(error).split("\n")[1].strip()
-        fail(f"{path} was written by a version with other networks: {reason}")
+        fail("the checkpoint has other networks: " + str(error).split("\n")[1].strip())
+    say(
+        "return {mean_return:.1f} +/- {std_return:.1f} over {episodes} episodes, from "
+        "{min_return:.1f} to {max_return:.1f}; mean length {mean_length:.0f}".format(**result)
+    )
 
 
 if __name__ == "__main__":
     main()
 # [/shared]
 
-
-# What this file needs, for "uv run" and "pip install --requirements-from-script" (PEP 723):
+# Dependencies, for "uv run" and "pip install --requirements-from-script" (PEP 723):
 # /// script
 # requires-python = ">=3.10"
 # dependencies = [
-#     "torch==2.13.0",
-#     "gymnasium==1.4.0",
-#     'numpy==2.4.6; python_version >= "3.11"',
-#     'numpy==2.2.6; python_version < "3.11"',
-#     "pygame-ce==2.5.8",
-#     "box2d==2.3.10",
-#     "mujoco==3.17.0",
-#     "dm-control==1.0.50",
-#     "shimmy==2.0.1",
-#     "pybullet==3.2.7",
-#     "pybullet-envs-gymnasium==0.6.0",
-#     "ale-py==0.12.1",
-#     "tyro==1.0.17",
-#     "tensorboard==2.21.0",
-#     "wandb==0.31.0",
-#     "tqdm==4.70.1",
-#     "moviepy==2.2.1",
+#   "torch==2.13.0", "gymnasium==1.4.0", "ale-py==0.12.1",
+#   'numpy==2.4.6; python_version >= "3.11"', 'numpy==2.2.6; python_version < "3.11"',
+#   "tyro==1.0.17", "pydantic==2.14.4", "filelock==4.3.1", "tqdm==4.70.1", "tensorboard==2.21.0",
 # ]
 # ///

@@ -7,12 +7,14 @@
 RUNS are run folders, or folders that hold them, named {environment}__{name}__{seed}[__{time}]. Runs
 of one environment and name, which differ in their seed alone, make one curve: the interquartile
 mean (the mean of the middle half; Agarwal et al. 2021, arXiv:2108.13264) with a 95% interval by
-stratified bootstrap, which draws whole runs again, from each environment as many as it has.
+stratified bootstrap, which resamples whole runs, from each environment as many as it has.
 
 Written to --out, each figure as SVG and PNG:
     returns_by_steps, _episodes, _seconds    learning curves
+    returns_by_agent                         where the runs have several agents
+    percent_of_human, human.md               for Pong and Breakout, with the games to human level
     results.md, results.csv                  each result beside the published ones (published.csv)
-    improvement.md and figure                with --compare: how likely a run of A beats one of B
+    improvement.md                           with --compare: how likely a run of A beats one of B
 """
 
 from __future__ import annotations
@@ -38,14 +40,22 @@ matplotlib.use("Agg")  # draw to files, on machines without a screen too
 Array = np.ndarray
 PUBLISHED = Path(__file__).parent / "published.csv"
 FOLDER = re.compile(r"(?P<env_id>.+?)__(?P<name>.+?)__(?P<seed>\d+)(__\d+)?$")
+# The scores that count as 0% and 100% of human: a random player's and a human's (Mnih et al. 2015),
+# and those that a study of recurrent actor-critics took.
+HUMAN = {"of human": {"ALE-Pong-v5": (-20.7, 9.3), "ALE-Breakout-v5": (1.7, 31.8)}}
+HUMAN |= {"of human, study": {"ALE-Pong-v5": (-21.0, 9.3), "ALE-Breakout-v5": (0.0, 31.8)}}
 AXES = {"steps": "environment steps", "episodes": "episodes", "seconds": "seconds"}
 # Okabe and Ito's colours, which the colour-blind can tell apart; dashes tell them apart in grey.
 COLOURS = ["#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9", "#000000"]
 DASHES: list[Any] = ["-", (0, (6, 2)), (0, (2, 1)), (0, (6, 2, 1, 2)), (0, (1, 2))]
 
 
-def fail(message: str) -> NoReturn:
+def say(message: str) -> None:
     print(f"plot: {message}", file=sys.stderr)
+
+
+def fail(message: str) -> NoReturn:
+    say(message)
     raise SystemExit(2)
 
 
@@ -57,37 +67,40 @@ class Run(NamedTuple):
     seed: int
     x: dict[str, Array]  # keys as in AXES, each [T] and not falling
     y: Array  # [T], returns
+    agents: Array = np.empty((0, 0))  # [T, N], each agent's return, where there are several
 
 
 Group = dict[tuple[str, str], list[Run]]  # (environment, name) -> its seeds
 
 
-# Reading
-
-
 def read_csv(path: Path, columns: list[str]) -> Array:
     """The columns as an array [rows, columns]; without a last row that is not written to its end.
 
-    A missing or empty file has no rows. Fails where a row before the last one is damaged.
+    A cell of several numbers, as in agent_returns, gives as many columns. A missing or empty file
+    has no rows. Fails where a row before the last one is damaged.
     """
-    text = path.read_text(errors="replace") if path.is_file() else ""
-    lines = text.splitlines()
-    whole = lines if text.endswith("\n") else lines[:-1]
+    whole = whole_lines(path)
     if not whole:
         return np.empty((0, len(columns)))
     header = whole[0].split(",")
     if missing := set(columns) - set(header):
         fail(f"{path} has no column {sorted(missing)[0]}; a run's CSV begins with {columns}")
-    rows = []
+    rows, at = [], {column: header.index(column) for column in columns}
     for number, line in enumerate(whole[1:], start=2):
         cells = line.split(",")
         try:
             if len(cells) != len(header):
                 raise ValueError
-            rows.append([float(cells[header.index(column)]) for column in columns])
+            rows.append([float(x) for column in columns for x in cells[at[column]].split()])
         except ValueError:
             fail(f"{path}, line {number} is damaged: {line[:60]!r}; delete the run or that line")
-    return np.array(rows).reshape(-1, len(columns))
+    return np.array(rows).reshape(len(rows), -1 if rows else len(columns))
+
+
+def whole_lines(path: Path) -> list[str]:
+    """The file's lines that are written to their end."""
+    text = path.read_text(errors="replace") if path.is_file() else ""
+    return text.splitlines() if text.endswith("\n") else text.splitlines()[:-1]
 
 
 def read_run(folder: Path, running_mean: int) -> Run | None:
@@ -95,18 +108,16 @@ def read_run(folder: Path, running_mean: int) -> Run | None:
 
     The time and number of episodes of an evaluation are those of its step.
     """
-    settings, match = {}, FOLDER.match(folder.name)
-    if not match:  # a run folder that its owner named
+    if match := FOLDER.match(folder.name):
+        env_id, name, seed = match["env_id"], match["name"], int(match["seed"])
+    else:  # a run folder that its owner named
         try:
             settings = json.loads((folder / "args.json").read_text())
         except (OSError, ValueError):
             fail(f"{folder} is not named ENVIRONMENT__NAME__SEED, and has no readable args.json")
-    if match:
-        env_id, name, seed = match["env_id"], match["name"], int(match["seed"])
-    else:
         env_id, name, seed = settings["env_id"], settings["exp_name"], int(settings["seed"])
     env_id = env_id.replace("/", "-")  # as in the folders' names
-
+    agents = np.empty((0, 0))
     episodes = read_csv(folder / "episodes.csv", ["env_step", "seconds", "episodic_return"])
     if running_mean:
         if len(episodes) < running_mean:
@@ -116,12 +127,17 @@ def read_run(folder: Path, running_mean: int) -> Run | None:
         y = (sums[running_mean:] - sums[:-running_mean]) / running_mean
         counts = np.arange(running_mean, len(episodes) + 1, dtype=float)
     else:
-        rows = read_csv(folder / "evaluations.csv", ["env_step", "seconds", "mean_return"])
+        path, columns = folder / "evaluations.csv", ["env_step", "seconds", "mean_return"]
+        if "agent_returns" in (whole_lines(path) or [""])[0].split(","):
+            columns.append("agent_returns")
+        rows = read_csv(path, columns)
         if not len(rows):
             return None
-        steps, seconds, y = rows.T
+        steps, seconds, y = rows.T[:3]
+        agents = rows[:, 3:]
         counts = np.searchsorted(episodes[:, 0], steps, side="right").astype(float)
-    return Run(env_id, name, seed, {"steps": steps, "episodes": counts, "seconds": seconds}, y)
+    x = {"steps": steps, "episodes": counts, "seconds": seconds}
+    return Run(env_id, name, seed, x, y, agents)
 
 
 def read_runs(paths: list[Path], running_mean: int) -> Group:
@@ -139,7 +155,7 @@ def read_runs(paths: list[Path], running_mean: int) -> Group:
     for folder in dict.fromkeys(folders):
         run = read_run(folder, running_mean)
         if run is None:
-            print(f"plot: {folder} is left out: nothing to plot in its CSV files", file=sys.stderr)
+            say(f"{folder} is left out: nothing to plot in its CSV files")
             continue
         group = groups.setdefault((run.env_id, run.name), [])
         if any(run.seed == other.seed for other in group):
@@ -148,9 +164,6 @@ def read_runs(paths: list[Path], running_mean: int) -> Group:
     if not groups:
         fail("none of the folders has anything to plot yet")
     return dict(sorted(groups.items()))
-
-
-# Statistics
 
 
 def iqm(*strata: Array, axis: int = 0) -> Array:
@@ -212,16 +225,6 @@ def final(runs: list[Run], others: list[Run] | None = None) -> tuple[int, Array]
     return (int(points[-1]), y[: len(runs), -1]) if len(points) else (0, np.empty(0))
 
 
-# Figures
-
-
-def label_of(name: str, names: list[str]) -> str:
-    """DDPG for ddpg_continuous, where all are named after a script; else the name as it is."""
-    if all(re.fullmatch(r"[a-z0-9_]+_(continuous|atari|smarts)", other) for other in names):
-        return name.rsplit("_", 1)[0].replace("_", " ").upper()
-    return name
-
-
 def thousands(value: float, _: Any = None) -> str:
     """1500000 as 1.5M."""
     for size, letter in ((1e6, "M"), (1e3, "k")):
@@ -253,13 +256,10 @@ def tidy(ax: Any) -> None:
 
 def nearest(rows: list[dict[str, str]], steps: float) -> list[dict[str, str]]:
     """Of each implementation's figures the one whose number of steps is nearest."""
-
-    def distance(row: dict[str, str]) -> float:
-        return abs(math.log(float(row["env_steps"] or "inf") / steps))
-
-    names = dict.fromkeys(row["implementation"] for row in rows)
-    of = {name: [row for row in rows if row["implementation"] == name] for name in names}
-    return [min(of[name], key=distance) for name in names]
+    distance = [abs(math.log(float(row["env_steps"] or "inf") / steps)) for row in rows]
+    order = sorted(range(len(rows)), key=distance.__getitem__)
+    first = {rows[i]["implementation"]: rows[i] for i in reversed(order)}
+    return [row for row in rows if first[row["implementation"]] is row]
 
 
 def draw_published(ax: Any, rows: list[dict[str, str]]) -> None:
@@ -292,10 +292,7 @@ def curves(groups: Group, axis: str, published: list[dict[str, str]], running_me
                 continue
             points, y = align(groups[env, name], axis)
             if not len(points):
-                print(
-                    f"plot: {env}, {name}: its seeds share no range of {AXES[axis]}",
-                    file=sys.stderr,
-                )
+                say(f"{env}, {name}: its seeds share no range of {AXES[axis]}")
                 continue
             reached = max(reached, points[-1])
             value, low, high = interval([y], iqm)
@@ -307,7 +304,7 @@ def curves(groups: Group, axis: str, published: list[dict[str, str]], running_me
             if len(points) == 1:  # one evaluation, which no line would show
                 line.set_marker("o")
                 ax.vlines(points, low, high, linewidth=2, **style)
-            lines.setdefault(label_of(name, names), line)
+            lines.setdefault(name, line)
         algorithms = {name.split("_")[0] for name in names if (env, name) in groups}
         peers = [row for row in published if row["env_id"].replace("/", "-") == env]
         peers = [row for row in peers if row["algorithm"] in algorithms]
@@ -328,9 +325,6 @@ def curves(groups: Group, axis: str, published: list[dict[str, str]], running_me
     more = max(math.ceil(len(lines) / side_by_side) - 4, 0)  # lines of it than there is room for
     figure.set_figheight(figure.get_figheight() + 0.24 * more)
     return figure
-
-
-# Tables
 
 
 def published_rows(path: Path) -> list[dict[str, str]]:
@@ -370,11 +364,8 @@ def results(groups: Group, published: list[dict[str, str]]) -> list[dict[str, st
 
 def markdown(rows: list[dict[str, str]]) -> str:
     """The results as a Markdown table."""
-    text = [
-        "| environment | what | steps | seeds | interquartile mean [95% interval] "
-        "| mean ± std | source |",
-        "|---|---|---|---|---|---|---|",
-    ]
+    head = "| environment | what | steps | seeds | interquartile mean [95% interval] | mean ± std |"
+    text = [f"{head} source |", "|---|---|---|---|---|---|---|"]
     for row in rows:
         bounds = f" [{row['low']}, {row['high']}]" if row["low"] else ""
         spread = f" ± {row['std']}" if row["std"] else ""
@@ -405,26 +396,40 @@ def compare(groups: Group, pairs: list[list[str]], out: Path) -> None:
         text.append(f"| {a} | {b} | {count} | {value:.2f}{bounds} |")
     (out / "improvement.md").write_text("\n".join(text) + "\n")
 
-    plt.rcParams.update({"font.size": 11})
-    figure, ax = plt.subplots(figsize=(6, 1.3 + 0.5 * len(chances)), layout="constrained")
-    for place, (_, _, _, value, low, high) in enumerate(chances):
-        ax.plot(
-            [low, high],
-            [place, place],
-            color=COLOURS[0],
-            linewidth=6,
-            alpha=0.3,
-            solid_capstyle="butt",
-        )
-        ax.plot(value, place, "o", color=COLOURS[0])
-    ax.axvline(0.5, color="0.4", linewidth=1, linestyle=":")
-    both = [name for a, b, *_ in chances for name in (a, b)]
-    labels = [[label_of(a, both), label_of(b, both)] for a, b, *_ in chances]
-    ax.set_yticks(range(len(chances)), [f"{a} above {b}" for a, b in labels])
-    ax.set(xlim=(-0.02, 1.02), ylim=(len(chances) - 0.5, -0.5))
-    ax.set_xlabel("probability that a run ends higher")
-    tidy(ax)
-    save(figure, out, "improvement")
+
+def by_agent(groups: Group) -> Group:
+    """Runs of several agents, with a panel for each of them."""
+    agents: Group = {}
+    for (env, name), runs in groups.items():
+        for i in range(min(run.agents.shape[1] for run in runs)):
+            each = [run._replace(y=run.agents[:, i]) for run in runs]
+            agents[f"{env}, agent {i + 1}", name] = each
+    return dict(sorted(agents.items()))
+
+
+def percent_of_human(groups: Group) -> Group:
+    """Runs of games with a human score, in percent of it by each definition."""
+    percent: Group = {}
+    for what, games in HUMAN.items():
+        for (env, name), runs in groups.items():
+            if env in games:
+                low, high = games[env]
+                scaled = [run._replace(y=100 * (run.y - low) / (high - low)) for run in runs]
+                percent[f"{env}, % {what}", name] = scaled
+    return percent
+
+
+def human_table(percent: Group) -> str:
+    """The final percentages, and the finished games when a curve first reaches 100%."""
+    head = "| environment | what | steps | percent | games to human level, by seed |"
+    text = [head, "|---|---|---|---|---|"]
+    for (env, name), runs in percent.items():
+        steps, scores = final(runs)
+        reached = [run.x["episodes"][run.y >= 100] for run in runs]
+        games = ", ".join(f"{counts[0]:,.0f}" if len(counts) else "never" for counts in reached)
+        mean = number(scores.mean(), 0) if len(scores) else ""
+        text.append(f"| {env} | {name} | {steps:,} | {mean} | {games} |")
+    return "\n".join(text) + "\n"
 
 
 def main() -> None:
@@ -434,21 +439,9 @@ def main() -> None:
     )
     parser.add_argument("runs", nargs="+", type=Path, help="run folders, or folders of them")
     parser.add_argument("--out", type=Path, required=True, help="folder of the figures and tables")
-    parser.add_argument(
-        "--running-mean",
-        type=int,
-        default=0,
-        metavar="N",
-        help="plot training episodes, averaged over the last N, in place of evaluations",
-    )
-    parser.add_argument(
-        "--compare",
-        nargs=2,
-        action="append",
-        default=[],
-        metavar=("A", "B"),
-        help="names of two sets of runs; may be given several times",
-    )
+    text = "plot training episodes, averaged over the last N, in place of evaluations"
+    parser.add_argument("--running-mean", type=int, default=0, metavar="N", help=text)
+    parser.add_argument("--compare", nargs=2, action="append", default=[], metavar=("A", "B"))
     parser.add_argument("--published", type=Path, default=PUBLISHED, help="figures of the peers")
     args = parser.parse_args()
     if args.running_mean < 0:
@@ -460,6 +453,13 @@ def main() -> None:
     args.out.mkdir(parents=True, exist_ok=True)
     for axis in AXES:
         save(curves(groups, axis, published, args.running_mean), args.out, f"returns_by_{axis}")
+    if agents := by_agent(groups):
+        save(curves(agents, "steps", [], 0), args.out, "returns_by_agent")
+    if percent := percent_of_human(groups):
+        figure = curves(percent, "episodes", [], 0)
+        figure.supylabel("percent", fontsize=11)
+        save(figure, args.out, "percent_of_human")
+        (args.out / "human.md").write_text(human_table(percent))
     rows = results(groups, published)
     with (args.out / "results.csv").open("w", newline="") as file:
         writer = csv.DictWriter(file, rows[0].keys() if rows else [], lineterminator="\n")

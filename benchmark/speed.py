@@ -8,6 +8,10 @@ them all. Start-up and compilation come before the first segment, and are not co
 CPU seconds are those of the whole process. On a machine that does other work too, trust them
 rather than the wall clock. With --threads 1 each contender is held to one core, JAX included.
 
+The floor by products is the time that the matrix products of our updates would take alone, at the
+rate of a product of 256 x 256 x 256 on the same core in the same round: its share of a step's time
+says how much is left to gain, on any processor.
+
     pip install -r benchmark/requirements.txt
     python benchmark/speed.py
     python benchmark/speed.py --algorithms ddpg --threads all --out /tmp/speed
@@ -35,6 +39,7 @@ import subprocess
 import sys
 import tempfile
 import time
+from collections.abc import Callable
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import Any, NamedTuple, NoReturn
@@ -82,6 +87,7 @@ class Gate:
         # The first segment ends when everything is compiled and warm, and is not counted.
         self.segment, self.left = segment, learning_starts + segment
         self.wall, self.cpu = 0.0, 0.0
+        self.products = Products()
 
     def __call__(self, steps: int = 1) -> None:
         self.left -= steps
@@ -89,30 +95,75 @@ class Gate:
             return
         if self.wall:
             wall, cpu = time.perf_counter() - self.wall, time.process_time() - self.cpu
-            print(json.dumps({"steps": self.segment, "wall": wall, "cpu": cpu}), file=self.pipe)
+            row = {"steps": self.segment, "wall": wall, "cpu": cpu}
+            print(json.dumps(row | {"products": self.products.seconds()}), file=self.pipe)
         else:
             print(json.dumps({"ready": True}), file=self.pipe)
         self.pipe.flush()
         if not sys.stdin.readline():  # the driver is done with this contender, or is gone
             os._exit(0)
-        self.left = self.segment
+        self.left, self.products.calls = self.segment, 0
         self.wall, self.cpu = time.perf_counter(), time.process_time()
 
 
+class Products:
+    """The matrix products of an update: how many operations they are, and how long they take."""
+
+    def __init__(self) -> None:
+        self.flops: list[int] = []  # of each of the first updates
+        self.calls = 0  # updates in this segment
+        self.dtype: Any = None
+
+    def count(self, update: Callable, compiled: Callable) -> Callable:
+        """The compiled update; its first calls run uncompiled, and their products are counted."""
+        from torch.utils.flop_counter import FlopCounterMode
+
+        def counted(*inputs: Any) -> Any:
+            self.calls += 1
+            if len(self.flops) >= 4:  # TD3's are alternately with and without the actor's
+                return compiled(*inputs)
+            with FlopCounterMode(display=False) as counter:
+                result = update(*inputs)
+            self.flops.append(counter.get_total_flops())
+            return result
+
+        return counted
+
+    def seconds(self) -> float | None:
+        """The products of this segment, at the rate that this core has now."""
+        if not self.flops:
+            return None
+        import torch
+
+        a, b, c = torch.randn(3, 256, 256, dtype=self.dtype)
+        start, rounds = time.process_time(), 0
+        while (elapsed := time.process_time() - start) < 0.1 or rounds < 20:
+            torch.mm(a, b, out=c)
+            rounds += 1
+        rate = rounds * 2 * 256**3 / elapsed
+        return self.calls * statistics.mean(self.flops) / rate
+
+
 def run_ours(args: argparse.Namespace, gate: Gate, folder: str) -> None:
-    """Import the script, and train with a logger that tells the gate of every step."""
+    """Import the script, and train with a Run that tells the gate of every step."""
+    import torch
+
     path = ROOT / SCRIPTS[args.algorithms[0]]
     spec = importlib.util.spec_from_file_location(path.stem, path)
     assert spec and spec.loader
-    module = sys.modules[path.stem] = importlib.util.module_from_spec(spec)
+    module: Any = importlib.util.module_from_spec(spec)
+    sys.modules[path.stem] = module
     spec.loader.exec_module(module)
-    log_step = module.Logger.step
+    count_step, compile_update = module.Run.step, module.compiled
 
-    def step(self: Any, env_step: int, reward: Any, *rest: Any) -> None:
-        log_step(self, env_step, reward, *rest)
+    def step(self: Any, reward: Any, *rest: Any) -> None:
+        count_step(self, reward, *rest)
         gate(len(reward))
 
-    module.Logger.step = step
+    module.Run.step = step
+    if family(args.algorithms[0]) == "continuous":
+        gate.products.dtype = torch.bfloat16 if args.worker == BFLOAT16 else torch.float32
+        module.compiled = lambda f, more: gate.products.count(f, compile_update(f, more))
     settings: dict[str, Any] = {"eval_interval": FOREVER}
     if family(args.algorithms[0]) == "continuous":
         settings = {"actor_hidden_sizes": (256, 256), "critic_hidden_sizes": (256, 256), **SIZES}
@@ -120,7 +171,8 @@ def run_ours(args: argparse.Namespace, gate: Gate, folder: str) -> None:
         settings |= {"learning_starts": LEARNING_STARTS}
     settings |= {"env_id": args.env_id, "run_dir": Path(folder) / "run", "device": "cpu"}
     settings |= {"total_timesteps": FOREVER, "save_interval": FOREVER, "progress": False}
-    module.train(module.Args(bfloat16=args.worker == BFLOAT16, **settings))
+    settings |= {"compile": args.compile, "bfloat16": args.worker == BFLOAT16}
+    module.train(module.Args(**settings))
 
 
 def run_peer(
@@ -262,6 +314,7 @@ def start(name: str, algorithm: str, args: argparse.Namespace, logs: Path) -> Co
     command = [sys.executable if name in OURS else args.peers_python, str(Path(__file__).resolve())]
     command += ["--worker", name, "--algorithms", algorithm, "--env-id", args.env_id]
     command += ["--segment", str(args.segment), "--threads", args.threads]
+    command += [] if args.compile else ["--no-compile"]
     for external in args.external:
         if external.split("=", 1)[0] == name:
             command += ["--external", external.split("=", 1)[1]]
@@ -352,7 +405,20 @@ def table(rows: list[dict[str, Any]]) -> str:
                 pairs = [speed / other for n, speed in own.items() if (other := base[n])]
                 ratios.append(f"{statistics.median(pairs):.2f}" if pairs else "")
             lines.append(f"| {algorithm.upper()} | {' | '.join([name, *rates, *ratios])} |")
-    return "\n".join(lines)
+    return "\n".join([*lines, *floors(rows)])
+
+
+def floors(rows: list[dict[str, Any]]) -> list[str]:
+    """A table of the time of our updates' products in a step, and its share of the step's."""
+    counted = [row for row in rows if row.get("products")]
+    head = "| algorithm | contender | products, ms a step | share of the CPU time |"
+    lines = ["", head, "|---|---|---|---|"] if counted else []
+    for key in dict.fromkeys((row["algorithm"], row["contender"]) for row in counted):
+        mine = [row for row in counted if (row["algorithm"], row["contender"]) == key]
+        each = statistics.median(row["products"] / row["steps"] for row in mine)
+        share = statistics.median(row["products"] / row["cpu"] for row in mine)
+        lines.append(f"| {key[0].upper()} | {key[1]} | {1000 * each:.2f} | {share:.0%} |")
+    return lines
 
 
 def quartiles(values: list[float]) -> list[float]:
@@ -425,6 +491,8 @@ def main() -> None:
     default = ["ddpg", "td3", "sac"]
     parser.add_argument("--algorithms", nargs="+", choices=[*SCRIPTS], default=default)
     parser.add_argument("--bfloat16", action="store_true", help="our scripts also in bfloat16")
+    text = "our scripts without compiling the update"
+    parser.add_argument("--no-compile", dest="compile", action="store_false", help=text)
     parser.add_argument("--threads", choices=("1", "all"), default="1", help="for each contender")
     parser.add_argument("--rounds", type=int, default=10, help="segments of each contender")
     text = f"environment steps in a segment; default: 2500, or {ATARI_SEGMENT} for Atari"

@@ -4,7 +4,8 @@
 
 The policy is one Gaussian behind a tanh, with no observation, and the value is 5 a. It starts far
 outside, where a policy may get to when the critics err. Two densities and two clamps of log σ are
-compared: what sac_continuous.py has, and what is found elsewhere.
+compared: sac_continuous.py has the exact density and a clamp that passes the gradient on; others
+have 1e-6 in the logarithm (epsilon), and a plain clamp.
 """
 
 from __future__ import annotations
@@ -17,7 +18,7 @@ import torch
 import torch.nn.functional as F
 
 RATE, BATCH, TARGET_ENTROPY = 3e-3, 256, -1.0
-DENSITIES, CLAMPS = ("exact", "with 1e-6"), ("plain", "passes the gradient on")
+DENSITIES, CLAMPS = ("exact", "epsilon"), ("plain", "passing")
 
 
 def settle(density: str, clamp: str, start: float, updates: int) -> tuple[float, float]:
@@ -30,7 +31,7 @@ def settle(density: str, clamp: str, start: float, updates: int) -> tuple[float,
     alpha_optimizer = torch.optim.Adam([log_alpha], lr=RATE)
     for _ in range(updates):
         bounded = log_std.clamp(-20, 2)
-        if clamp == "passes the gradient on":
+        if clamp == "passing":
             bounded = log_std + (bounded - log_std).detach()
         xi = torch.randn(BATCH)
         u = mean + bounded.exp() * xi

@@ -1,9 +1,10 @@
-"""What the tests share: small settings, runs in a process of their own, and probe environments."""
+"""What the tests share: small settings, small runs, and processes to run scripts in."""
 
 from __future__ import annotations
 
 import contextlib
 import csv
+import gc
 import importlib
 import multiprocessing
 import os
@@ -11,14 +12,14 @@ import resource
 import signal
 import subprocess
 import sys
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from multiprocessing.process import BaseProcess
 from pathlib import Path
 from types import ModuleType
 from typing import Any
 
+import filelock
 import gymnasium as gym
-import numpy as np
 import pytest
 import torch
 from torch import Tensor
@@ -29,8 +30,10 @@ CONTINUOUS, ATARI, SMARTS = (
     for kind in ("continuous", "atari", "smarts")
 )
 SCRIPTS = CONTINUOUS + ATARI + SMARTS
+SIGNALS = signal.SIGINT, signal.SIGTERM, signal.SIGHUP
 sys.path.insert(0, str(ROOT))
-os.environ["PYTHONPATH"] = str(ROOT)  # for the processes that the tests start
+sys.path.append(str(ROOT / "tests"))
+os.environ["PYTHONPATH"] = f"{ROOT}:{ROOT / 'tests'}"  # for the processes that the tests start
 os.environ["CUDA_VISIBLE_DEVICES"] = ""
 os.environ["OMP_NUM_THREADS"] = "1"  # networks this small gain nothing from more
 os.environ["MUJOCO_GL"] = "off"  # else dm_control warns of a missing display
@@ -116,7 +119,7 @@ atari_only = pytest.mark.parametrize("script", ATARI, indirect=True)
 @pytest.fixture(autouse=True)
 def as_before() -> Iterator[None]:
     """Seed, and put back what a run in this process changes."""
-    handlers = {number: signal.getsignal(number) for number in (signal.SIGINT, signal.SIGTERM)}
+    handlers = {number: signal.getsignal(number) for number in SIGNALS}
     torch.manual_seed(0)
     torch.set_float32_matmul_precision("highest")
     yield
@@ -127,6 +130,21 @@ def as_before() -> Iterator[None]:
 def make_args(script: ModuleType, **changes: Any) -> Any:
     """The script's Args for a small run."""
     return script.Args(**small(script) | changes)
+
+
+def failed(script: ModuleType, args: Any, checkpoint: Any = None) -> Any:
+    """The exit code of a training in this process that ends itself; frees its lock."""
+    code: Any = 0
+    try:
+        script.train(args, checkpoint)
+    except SystemExit as ending:
+        code = ending.code
+    except KeyboardInterrupt:
+        code = "interrupted"
+    for number in SIGNALS:  # its handlers keep it alive
+        signal.signal(number, signal.SIG_DFL)
+    gc.collect()
+    return code
 
 
 def flags(script: ModuleType, **changes: Any) -> list[str]:
@@ -154,7 +172,7 @@ def main_in_child(path: str, words: list[str], folder: Path, file_limit: int | N
 
 def run_python(words: list[str], folder: Path, **environ: str) -> tuple[str, str]:
     """Start Python afresh, as a user does; returns stdout and stderr."""
-    environ |= {name: os.environ[name] for name in ("PATH", "OMP_NUM_THREADS")}
+    environ = {name: os.environ[name] for name in ("PATH", "OMP_NUM_THREADS")} | environ
     command = [sys.executable, *words]
     done = subprocess.run(command, cwd=folder, env=environ, capture_output=True, text=True)
     assert done.returncode == 0, done.stderr
@@ -189,6 +207,35 @@ class Run:
         return self.process.exitcode, out, err
 
 
+def make_once(factory: pytest.TempPathFactory, name: str, make: Callable[[Path], None]) -> Path:
+    """A folder that make fills, once for all processes of pytest; nobody may write to it later."""
+    base = factory.getbasetemp()
+    base = base.parent if "PYTEST_XDIST_WORKER" in os.environ else base
+    folder = base / name
+    with filelock.FileLock(f"{folder}.lock"):
+        if not folder.exists():
+            folder.mkdir()
+            make(folder)
+    return folder
+
+
+@pytest.fixture(scope="session")
+def finished(tmp_path_factory: pytest.TempPathFactory) -> Callable[[ModuleType], Path]:
+    """A function that gives the folder of a small run, made once for each script.
+
+    What the run printed stands beside it, in stdout.txt and stderr.txt.
+    """
+
+    def run_dir(script: ModuleType) -> Path:
+        def make(folder: Path) -> None:
+            code, _, err = Run(script, flags(script, run_dir="run"), folder).wait()
+            assert code == 0, err
+
+        return make_once(tmp_path_factory, f"finished-{script.__name__}", make) / "run"
+
+    return run_dir
+
+
 def rows(path: Path, without: str = "seconds") -> list[dict[str, str]]:
     """The rows of a CSV file, but for the column of times."""
     with path.open() as file:
@@ -214,46 +261,12 @@ def trained(script: ModuleType, run_dir: Path) -> tuple[Any, dict[str, Any]]:
     return agent, checkpoint
 
 
-class Probe(gym.Env):
-    """An environment so small that the right answer is known; subclasses change what they probe.
-
-    The observation is 0, the reward 1, and the episode ends after `length` steps, by `end`.
-    """
-
-    observation_space: gym.spaces.Space = gym.spaces.Box(-10, 10, (1,), np.float32)
-    action_space: gym.spaces.Space = gym.spaces.Box(-1, 1, (1,), np.float32)
-    length, end = 1, "terminated"
-
-    def __init__(self, **render_mode: Any) -> None:
-        self.t = 0
-
-    def observe(self) -> Any:
-        return [0.0]
-
-    def reward(self, action: np.ndarray) -> float:
-        return 1.0
-
-    def reset(
-        self, *, seed: int | None = None, options: dict[str, Any] | None = None
-    ) -> tuple[Any, dict[str, Any]]:
-        super().reset(seed=seed)
-        self.t = 0
-        return np.array(self.observe(), np.float32), {}
-
-    def step(self, action: np.ndarray) -> tuple[Any, float, bool, bool, dict[str, Any]]:
-        reward = self.reward(action)
-        self.t += 1
-        obs, over = np.array(self.observe(), np.float32), self.t >= self.length
-        ends = over and self.end == "terminated", over and self.end == "truncated"
-        return obs, reward, *ends, {}
-
-
 @pytest.fixture
 def register() -> Iterator[Any]:
     """A function that gives a probe an environment id, until the test is over."""
     ids: list[str] = []
 
-    def add(probe: type[Probe]) -> str:
+    def add(probe: Any) -> str:
         ids.append(f"{probe.__name__}-v0")
         gym.register(ids[-1], entry_point=probe)
         return ids[-1]

@@ -6,17 +6,19 @@ import multiprocessing
 import os
 import signal
 import sys
+import time
 from collections.abc import Iterator
 from pathlib import Path
-from types import SimpleNamespace
+from types import ModuleType, SimpleNamespace
 from typing import Any
 
 import numpy as np
 import pytest
 import torch
-from conftest import ROOT, Run, curves, make_args, rows
+from conftest import ROOT, Run, curves, flags, make_args, rows, small
 from test_house import assert_film
 
+import maddpg_ray
 import maddpg_smarts as maddpg
 import ppo_smarts as ppo
 
@@ -83,9 +85,10 @@ def test_a_sumo_that_dies_cuts_the_episode_off_and_the_next_one_has_a_new_one(
     for _ in range(3):
         step = env.step(np.zeros(4, int))
     assert step.live.all()
-    (sumo,) = children(env.process.pid)
+    simulator = env.env.process.pid
+    (sumo,) = children(simulator)
     assert "sumo" in Path(f"/proc/{sumo}/cmdline").read_text()
-    assert b"PYTHONHASHSEED=0" in Path(f"/proc/{env.process.pid}/environ").read_bytes()
+    assert b"PYTHONHASHSEED=0" in Path(f"/proc/{simulator}/environ").read_bytes()
     assert os.getpgid(sumo) != os.getpgid(0), "Ctrl-C would end it"
     os.kill(sumo, signal.SIGKILL)
     step = env.step(np.zeros(4, int))
@@ -98,30 +101,86 @@ def test_a_sumo_that_dies_cuts_the_episode_off_and_the_next_one_has_a_new_one(
     for _ in range(3):
         step = env.step(np.zeros(4, int))
     assert step.live.all()
-    (new,) = children(env.process.pid)
+    (new,) = children(simulator)
     assert new != sumo
     env.close()
 
 
-def test_a_run_resumed_in_the_middle_of_an_episode_equals_one_in_one_go(tmp_path: Path) -> None:
-    small = {"horizon": 25, "num_steps": 40, "eval_interval": 40, "eval_episodes": 1}
-    small |= {"anneal_lr": False, "total_timesteps": 80}
-    whole = ppo.train(args(run_dir=tmp_path / "whole", capture_video=True, **small))
-    half = ppo.train(args(run_dir=tmp_path / "half", **small | {"total_timesteps": 40}))
-    checkpoint = ppo.load_checkpoint(half / "checkpoint.pt")
-    assert len(checkpoint["envs"]["envs"][0]["actions"]) > 5
-    ppo.train(args(resume=half, **small), checkpoint)
-    assert curves(half) == curves(whole)
-    words = ["--evaluate", "half", "--traffic", "none", "--eval-episodes", "1"]
+def gone(pid: int) -> bool:
+    """Whether a process ends within 20 seconds."""
+    for _ in range(200):
+        path = Path(f"/proc/{pid}/stat")
+        if not path.exists() or path.read_text().rsplit(")")[-1].split()[0] == "Z":
+            return True
+        time.sleep(0.1)
+    return False
+
+
+def test_a_simulator_ends_with_its_run_whatever_it_is_doing(
+    monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]
+) -> None:
+    env: Any = ppo.make_env(args())
+    env.reset(1)
+    simulator = env.env.process
+    (sumo,) = children(simulator.pid)
+    os.kill(simulator.pid, signal.SIGTERM)  # as a scheduler sends to all processes of a job
+    env.send(np.zeros(4, int))  # of which the answer is never taken
+    start = time.time()
+    env.close()
+    assert time.time() - start < 8 and simulator.returncode == 0 and gone(sumo)
+
+    env = ppo.make_env(args())
+    env.reset(1)
+    simulator = env.env.process
+    (sumo,) = children(simulator.pid)
+    os.kill(simulator.pid, signal.SIGSTOP)  # it hangs
+    monkeypatch.setattr(sys.modules["process"], "PATIENCE", 1)
+    env.close()
+    assert simulator.returncode == -signal.SIGKILL and gone(sumo)
+    assert capfd.readouterr() == ("", "")
+
+
+def test_a_simulators_process_that_dies_ends_the_run_in_one_sentence() -> None:
+    env: Any = ppo.make_env(args())
+    env.env.process.kill()
+    with pytest.raises(ChildProcessError, match="ended with exit code -9"):
+        env.reset(1)
+    env.close()
+    assert issubclass(ChildProcessError, OSError)  # which main answers with a sentence
+
+
+def test_a_run_is_interrupted_resumed_evaluated_and_filmed(tmp_path: Path) -> None:
+    changes = {"horizon": 25, "num_steps": 40, "eval_interval": 40, "eval_episodes": 1}
+    env_id = "smarts/intersection-4lane-v0"
+    words = flags(ppo, env_id=env_id, num_envs=1, total_timesteps=4000, run_dir="run", **changes)
+    run = Run(ppo, words, tmp_path)
+    while not (tmp_path / "run" / "evaluations.csv").exists():
+        time.sleep(0.1)
+        assert run.process.is_alive(), run.wait()
+    processes = children(run.process.pid or 0)
+    run.send(signal.SIGTERM)
+    code, out, err = run.wait()
+    assert code == 128 + signal.SIGTERM and "--resume run" in out and err.count("\n") == 1, err
+    assert all(map(gone, processes)) and len(processes) == 2
+    checkpoint = ppo.load_checkpoint(tmp_path / "run" / "checkpoint.pt")
+    env_step = checkpoint["run"]["env_step"]
+    assert env_step >= 40
+
+    total = (env_step // 40 + 2) * 40
+    words = ["--resume", "run", "--total-timesteps", str(total), "--capture-video"]
     code, out, err = Run(ppo, words, tmp_path).wait()
-    assert (code, err) == (0, "") and "completion_rate 0.000" in out
-    evaluations, episodes = curves(whole)
-    assert len(evaluations) == 2 and len(episodes) >= 3
+    assert (code, err) == (0, ""), err
+    evaluations, episodes = curves(tmp_path / "run")
+    assert evaluations[-1]["env_step"] == str(total) and len(episodes) >= 2
     for row in evaluations:
         assert 0 <= float(row["completion_rate"]) + float(row["collision_rate"]) <= 1
         assert len(row["agent_returns"].split()) == 4
-        film = next((whole / "videos").glob(f"step-{row['env_step']}-*.mp4"))
-        assert_film(film, int(float(row["mean_length"])))
+    (film,) = (tmp_path / "run" / "videos").glob(f"step-{total}-*.mp4")
+    assert_film(film, int(float(evaluations[-1]["mean_length"])))
+
+    words = ["--evaluate", "run", "--traffic", "none", "--eval-episodes", "1"]
+    code, out, err = Run(ppo, words, tmp_path).wait()
+    assert (code, err) == (0, "") and "completion_rate 0.0" in out
 
 
 def test_collectors_of_ray_drive_and_a_learner_learns_from_it(
@@ -129,19 +188,17 @@ def test_collectors_of_ray_drive_and_a_learner_learns_from_it(
 ) -> None:
     pytest.importorskip("ray")
     monkeypatch.delenv("RAY_ADDRESS", raising=False)
-    small: dict[str, Any] = {"horizon": 25, "traffic": "light", "total_timesteps": 600}
-    small |= {"num_envs": 1, "num_collectors": 2, "num_learners": 1, "update_interval": 10}
-    small |= {"eval_interval": 600, "eval_episodes": 1, "save_interval": 600}
-    env_id = "smarts/intersection-4lane-v0"
-    run_dir = maddpg.train(make_args(maddpg, env_id=env_id, run_dir=tmp_path, **small))
+    changes = {"env_id": "smarts/intersection-4lane-v0", "horizon": 25, "total_timesteps": 600}
+    changes |= {"num_envs": 1, "num_collectors": 2, "num_learners": 1, "update_interval": 10}
+    changes |= {"eval_interval": 600, "eval_episodes": 1, "save_interval": 600}
+    args = maddpg_ray.Args(**small(maddpg) | changes, run_dir=tmp_path)
+    run_dir = maddpg_ray.train(args)
     checkpoint = maddpg.load_checkpoint(run_dir / "checkpoint.pt")
-    run, buffer = checkpoint["run"], checkpoint["buffer"]
-    assert run["updates"] > 0 and buffer["size"] == run["env_step"] >= 600
-    assert checkpoint["agent"]["actor_optimizer.t"] == run["updates"]
+    run = checkpoint["run"]
+    assert run["updates"] > 0 and run["env_step"] >= 600
     assert all(torch.isfinite(p).all() for p in checkpoint["agent"].values())
-    # Every step that was stored belongs to an episode, but for the two that were under way.
     lengths = [int(row["episodic_length"]) for row in rows(run_dir / "episodes.csv")]
-    assert max(lengths) == 25 and run["env_step"] - 2 * 25 < sum(lengths) <= run["env_step"]
+    assert max(lengths) == 25 and sum(lengths) == run["env_step"], "whole episodes are stored"
 
 
 # The environment
@@ -333,17 +390,32 @@ def test_rates_count_how_each_agents_task_ended(env: Any, monkeypatch: pytest.Mo
     }
 
 
-def test_keep_lane_keeps_its_lane() -> None:
-    env: Any = SimpleNamespace(names=crossing.ARMS, action_size=4, discrete=True)
-    moves = ppo.floor("keep-lane", env)(torch.zeros(4, 7))
+def test_keep_lane_keeps_its_lane(monkeypatch: pytest.MonkeyPatch) -> None:
+    policies: list[Any] = []
+    result = {"agent_returns": ""}
+
+    def evaluate(policy: Any, *rest: Any) -> dict[str, Any]:
+        policies.append(policy)
+        return result
+
+    monkeypatch.setattr(ppo, "evaluate", evaluate)
+    monkeypatch.setattr(ppo, "say", lambda _: None)
+    env = SimpleNamespace(names=crossing.ARMS, action_size=4, discrete=True, obs_size=7, pixels=0)
+    env.close = lambda: None
+    monkeypatch.setattr(ppo, "make_env", lambda *_, **__: env)
+    ppo.play(args(evaluate="keep-lane"), None)
+    moves = policies[0](torch.zeros(4, 7))
     assert [crossing.MANOEUVRES[move] for move in moves] == ["keep_lane"] * 4
 
 
-def test_the_flags_of_the_script_reach_the_crossing() -> None:
+def test_the_flags_of_the_script_reach_the_crossing(monkeypatch: pytest.MonkeyPatch) -> None:
     changes = {"collision_reward": -1.0, "off_road_reward": -2.0, "goal_reward": 3.0}
     changes |= {"progress_reward": 4.0, "distance_reward": 5.0}
-    env: Any = ppo.make_parallel(
-        args(**changes, traffic="dense", turn="left", horizon=7, action_type="continuous"), False
+    sys.modules.pop("process", None)
+    monkeypatch.setitem(sys.modules, "process", ModuleType("process"))
+    sys.modules["process"].CrossingProcess = crossing.Crossing  # type: ignore[attr-defined]
+    env: Any = ppo.make_crossing(
+        args(**changes, traffic="dense", turn="left", horizon=7, action_type="continuous")
     )
     assert env.rewards == (-1, -2, 3, 4, 5)
     assert (env.traffic, env.turn, env.horizon, env.image) == ("dense", "left", 7, False)

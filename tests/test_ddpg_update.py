@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import copy
-from pathlib import Path
 from typing import Any
 
 import pytest
@@ -39,7 +37,7 @@ def test_updates_equal_those_of_stable_baselines3(monkeypatch: pytest.MonkeyPatc
     agent = make_agent(actor_hidden_sizes=sizes, critic_hidden_sizes=sizes, **learning, **rates)
     theirs: Any = DDPG("MlpPolicy", "Reacher-v5", policy_kwargs={"net_arch": [*sizes]}, **learning)
     theirs.set_logger(Logger(None, []))
-    # Stable-Baselines3 has one rate, which it sets anew before every update; give it two.
+    # Stable-Baselines3 sets its one learning rate before every update; give it two.
     monkeypatch.setattr(theirs, "_update_learning_rate", lambda optimizers: None)
     theirs.actor.optimizer.param_groups[0]["lr"] = rates["actor_learning_rate"]
     theirs.critic.optimizer.param_groups[0]["lr"] = rates["critic_learning_rate"]
@@ -58,7 +56,7 @@ def test_updates_equal_those_of_stable_baselines3(monkeypatch: pytest.MonkeyPatc
         sample = ReplayBufferSamples(obs, action, next_obs, *columns)
         monkeypatch.setattr(theirs.replay_buffer, "sample", lambda *_, s=sample, **__: s)
         theirs.train(gradient_steps=1, batch_size=SIZE)
-        agent.update(ddpg.Batch(obs, action, reward, terminated, next_obs), update_targets=True)
+        agent.update(ddpg.Batch(obs, action, reward, terminated, next_obs))
 
     for (our_net, their_net), start in zip(pairs, before):
         assert (weights(our_net) - start).abs().max() > 1e-3
@@ -78,24 +76,11 @@ def test_adam_equals_torch_adam() -> None:
         torch.testing.assert_close(p, q.detach(), atol=1e-6, rtol=1e-6)
 
 
-def test_compiled_updates_move_the_weights_as_eager_ones_do() -> None:
-    eager = make_agent()
-    graph = copy.deepcopy(eager)
-    update = ddpg.compiled(graph.update, make_args(ddpg, compile=True))
-    assert update != graph.update, "there is no C++ compiler"
-    start = weights(eager)
-    for batch in batches(5):
-        expected = eager.update(batch, update_targets=True)
-        torch.testing.assert_close(update(batch, update_targets=True), expected)
-    assert (weights(graph) - start).abs().max() > 1e-3
-    torch.testing.assert_close(graph.state_dict(), eager.state_dict(), atol=1e-5, rtol=1e-4)
-
-
 def test_each_loss_moves_only_its_own_network() -> None:
     for still, moving in ("actor", "critic"), ("critic", "actor"):
         agent, (batch,) = make_agent(**{f"{still}_learning_rate": 0.0}), batches(1)
         start = {name: weights(getattr(agent, name)) for name in (still, moving)}
-        agent.update(batch, update_targets=False)
+        agent.update(batch)
         assert torch.equal(weights(getattr(agent, still)), start[still])
         assert not torch.equal(weights(getattr(agent, moving)), start[moving])
 
@@ -107,7 +92,7 @@ def test_no_gradient_reaches_the_targets() -> None:
         assert all(p.grad is None and not p.requires_grad for p in target.parameters())
 
 
-def test_targets_start_as_copies_and_take_the_share_tau() -> None:
+def test_targets_start_as_copies_and_move_by_tau_towards_the_networks() -> None:
     agent = make_agent(tau=0.3)
     for name in "actor", "critic":
         online, target = getattr(agent, name), getattr(agent, f"target_{name}")
@@ -116,30 +101,6 @@ def test_targets_start_as_copies_and_take_the_share_tau() -> None:
         nn.utils.vector_to_parameters(old.clone(), target.parameters())
         agent.update_target(target, online)
         torch.testing.assert_close(weights(target), 0.3 * weights(online) + 0.7 * old)
-
-
-def test_targets_stay_when_they_are_not_to_be_updated() -> None:
-    agent, (batch,) = make_agent(), batches(1)
-    start = weights(agent.target_actor), weights(agent.target_critic)
-    agent.update(batch, update_targets=False)
-    assert torch.equal(weights(agent.target_actor), start[0])
-    assert torch.equal(weights(agent.target_critic), start[1])
-
-
-@pytest.mark.parametrize("num_envs", [1, 2])
-def test_every_third_update_moves_the_targets(
-    num_envs: int, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    told, update = [], ddpg.Agent.update
-
-    def spy(agent: ddpg.Agent, batch: ddpg.Batch, update_targets: bool) -> dict[str, Tensor]:
-        told.append(update_targets)
-        return update(agent, batch, update_targets)
-
-    monkeypatch.setattr(ddpg.Agent, "update", spy)
-    changes = {"target_update_interval": 3, "num_envs": num_envs, "total_timesteps": 150}
-    ddpg.train(make_args(ddpg, run_dir=tmp_path / "run", **changes))
-    assert told == [update % 3 == 0 for update in range(1, 51)]
 
 
 def test_only_a_terminal_transition_has_no_bootstrap() -> None:
@@ -173,7 +134,7 @@ def linears(**changes: Any) -> list[nn.Linear]:
 
 
 def assert_uniform(values: Tensor, bound: float) -> None:
-    """All within the bound, and the extremes of so many draws close to it."""
+    """All are within the bound, and the extremes of so many samples are close to it."""
     assert 0.9 * bound < values.abs().max() <= bound
     assert abs(values.std() / bound - 3**-0.5) < 0.15
 

@@ -1,14 +1,13 @@
-"""What happens to a run that is killed, interrupted, attacked, out of disk or out of numbers."""
+"""What happens to a run that is killed, interrupted, out of disk or out of numbers."""
 
 from __future__ import annotations
 
-import contextlib
 import importlib
-import os
 import random
 import re
 import shlex
 import signal
+import subprocess
 import sys
 import time
 from collections.abc import Callable
@@ -16,26 +15,24 @@ from pathlib import Path
 from types import ModuleType
 from typing import Any
 
-import numpy as np
 import pytest
 import torch
 from conftest import (
     ATARI,
-    ROOT,
-    SCRIPTS,
-    SMARTS,
-    Probe,
     Run,
     continuous_only,
     curves,
+    failed,
     flags,
     kind,
     make_args,
     rows,
     weights,
 )
+from probes import Clock, NanObservationInEvaluation
+from test_house import assert_tensorboard_is_csv
 
-KILLS = -(-20 // len(SCRIPTS))  # in each script
+DDPG = importlib.import_module("ddpg_continuous")
 
 
 def saved_step(script: ModuleType, run_dir: Path) -> int:
@@ -44,22 +41,17 @@ def saved_step(script: ModuleType, run_dir: Path) -> int:
     return script.load_checkpoint(path)["run"]["env_step"] if path.exists() else 0
 
 
-def wait_for(condition: Callable[[], bool]) -> None:
+def written(path: Path) -> int:
+    """When the file was written; 0 if there is none."""
+    return path.stat().st_mtime_ns if path.exists() else 0
+
+
+def wait_for(condition: Callable[[], bool], run: Run | None = None) -> None:
+    """Wait until the condition holds, or the run has ended."""
     start = time.monotonic()
-    while not condition():
+    while not condition() and not (run and not run.process.is_alive()):
         assert time.monotonic() - start < 300
         time.sleep(0.001)
-
-
-def wait_for_row(path: Path) -> None:
-    wait_for(lambda: path.exists() and len(rows(path)) > 0)
-
-
-def written(run_dir: Path) -> set[tuple[str, int]]:
-    """The run's checkpoint files, finished and not, and when they were written."""
-    with contextlib.suppress(FileNotFoundError):  # renamed in between
-        return {(path.name, path.stat().st_mtime_ns) for path in run_dir.glob("checkpoint.*")}
-    return set()
 
 
 def same_weights(script: ModuleType, *run_dirs: Path) -> bool:
@@ -71,157 +63,187 @@ def same_weights(script: ModuleType, *run_dirs: Path) -> bool:
 # Killed and interrupted
 
 
-def test_a_run_killed_at_random_moments_ends_as_if_it_had_not_been(
+def test_a_run_killed_at_any_instant_leaves_a_whole_checkpoint_and_goes_on_from_there(
     script: ModuleType, tmp_path: Path
 ) -> None:
-    # The buffer makes the file large, so that writing it takes a while.
-    changes = {
-        "continuous": {"save_interval": 150, "buffer_size": 200_000, "total_timesteps": 3000},
-        "atari": {"save_interval": 64, "eval_interval": 400, "total_timesteps": 1024},
-        "smarts": {"save_interval": 100, "total_timesteps": 3000},
-    }[kind(script)]
-    whole = script.train(make_args(script, run_dir=tmp_path / "whole", **changes))
-    moments, run_dir, kills = random.Random(1), tmp_path / "run", 0
-    while True:
-        before = saved_step(script, run_dir)
-        if before == changes["total_timesteps"]:
-            assert curves(run_dir) == curves(whole)
-            assert same_weights(script, run_dir, whole)
-            if kills >= KILLS:
-                break
-            run_dir = tmp_path / f"run-after-{kills}"  # once more, for the kills that are left
-        fresh = not (run_dir / "checkpoint.pt").exists()
-        words = flags(script, run_dir=run_dir, **changes) if fresh else ["--resume", str(run_dir)]
-        checkpoints = written(run_dir)
+    """Killed while it writes a checkpoint, and at a random moment between two of them."""
+    changes: dict[str, Any] = {"total_timesteps": 1200, "save_interval": 128, "eval_interval": 400}
+    if kind(script) == "continuous":
+        changes["buffer_size"] = 200_000  # a large file, so that writing it takes a while
+    run_dir = tmp_path / "run"
+    writing, path = run_dir / "checkpoint.pt.tmp", run_dir / "checkpoint.pt"
+    words, kills = flags(script, run_dir="run", **changes), 0
+    for part in "writing", "between", "to the end":
+        before, at = saved_step(script, run_dir), written(path)
         run = Run(script, words, tmp_path)
-        if kills < KILLS:
-            if kills % 2:  # while it writes a checkpoint
-                while written(run_dir) == checkpoints and run.process.is_alive():
-                    time.sleep(0.001)
-                time.sleep(moments.uniform(0, 0.01))
-            else:
-                time.sleep(moments.uniform(0.1, 1.0))
+        if part == "writing":
+            wait_for(lambda: path.exists() and writing.exists(), run)
+        elif part == "between":
+            wait_for(lambda: written(path) > at, run)  # noqa: B023
+            time.sleep(random.Random(script.__name__).uniform(0, 0.3))
+        if part != "to the end":
             run.send(signal.SIGKILL)
         code, _, err = run.wait()
         kills += code == -signal.SIGKILL
         assert code in (0, -signal.SIGKILL), err
-        after = saved_step(script, run_dir)
-        assert after >= before or fresh
-        if (run_dir / "episodes.csv").exists():
-            played = [int(row["env_step"]) for row in rows(run_dir / "episodes.csv")]
-            assert max(played, default=0) - after <= 200  # it saves as often as it can
+        assert saved_step(script, run_dir) > before
+        if saved_step(script, run_dir) >= changes["total_timesteps"]:
+            break
+        words = ["--resume", "run"]
+    assert kills > 0 and saved_step(script, run_dir) >= changes["total_timesteps"]
+    for name in "episodes", "evaluations", "losses":
+        steps = [int(row["env_step"]) for row in rows(run_dir / f"{name}.csv")]
+        assert steps == sorted(steps)
+    assert len(rows(run_dir / "evaluations.csv")) == 3
+    assert_tensorboard_is_csv(run_dir)
 
 
-# Environments whose state is their generator's, so that a resumed run is the same run.
-LONG = {"total_timesteps": 3000, "eval_interval": 1000, "eval_episodes": 1}
-CASES: list[tuple[int, dict[str, Any]]] = [
-    (signal.SIGTERM, {}),
-    (signal.SIGINT, {"env_id": "InvertedPendulum-v5", "total_timesteps": 2000}),
-    (signal.SIGTERM, {"env_id": "dm_control/cartpole-balance-v0", **LONG}),
-    (signal.SIGTERM, {"noise_type": "ou", "ou_theta": 0.5, "ou_dt": 0.1}),
-    # An actor that hardly moves, so that sigma falls steadily and not up and down.
-    (signal.SIGINT, {"noise_type": "parameter", "noise_std": 0.5, "actor_learning_rate": 1e-6}),
-    # A draw of W that lasts beyond the checkpoint.
-    (signal.SIGTERM, {"use_sde": True, "sde_sample_interval": 300}),
+EXACT: list[dict[str, Any]] = [
+    {"noise_type": "gaussian", "anneal_lr": True},
+    {"noise_type": "ou", "ou_theta": 0.5, "ou_dt": 0.1, "noise_decay_steps": 500},
+    # An actor that hardly moves, so that sigma falls steadily and not up and down
+    {"noise_type": "parameter", "noise_std": 0.5, "actor_learning_rate": 1e-6},
+    {"anneal_lr": True},
 ]
 
 
-CASES_OF_ATARI: list[tuple[int, dict[str, Any]]] = [
-    (signal.SIGTERM, {"save_interval": 64, **LONG, "total_timesteps": 1400}),
-    # Lives are lost.
-    (signal.SIGINT, {"env_id": "ALE/Breakout-v5", "max_episode_frames": 250, "eval_interval": 500}),
-]
-CASES_OF_SMARTS: list[tuple[int, dict[str, Any]]] = [
-    (signal.SIGTERM, {}),
-    (signal.SIGINT, {"action_type": "continuous", "num_envs": 1}),
-]
-CASES_OF = dict.fromkeys(ATARI, CASES_OF_ATARI) | dict.fromkeys(SMARTS, CASES_OF_SMARTS)
+@continuous_only
+@pytest.mark.parametrize("changes", EXACT, ids=lambda changes: changes.get("noise_type", "plain"))
+def test_a_resumed_run_of_one_environment_equals_one_that_was_not_cut_off(
+    changes: dict[str, Any],
+    script: ModuleType,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """Bit for bit, from a checkpoint at the end of an episode."""
+    if hasattr(script.Args, "noise_type") != ("noise_type" in changes):
+        pytest.skip("it has other flags")
+    changes = changes | {"total_timesteps": 800, "save_interval": 400, "eval_interval": 200}
+    changes |= {"learning_starts": 50, "eval_episodes": 1}
+    whole = script.train(make_args(script, run_dir=tmp_path / "whole", **changes))
+    run_dir, save = tmp_path / "run", script.Run.save
+
+    def save_and_die(run: Any, name: str, **parts: Any) -> None:
+        save(run, name, **parts)
+        if name == "checkpoint.pt":
+            raise KeyboardInterrupt
+
+    with monkeypatch.context() as patch:
+        patch.setattr(script.Run, "save", save_and_die)
+        assert failed(script, make_args(script, run_dir=run_dir, **changes)) == "interrupted"
+    assert saved_step(script, run_dir) == 400
+    code, _, err = Run(script, ["--resume", str(run_dir)], tmp_path).wait()
+    assert code == 0, err
+    assert curves(run_dir) == curves(whole)
+    assert same_weights(script, run_dir, whole)
 
 
 @pytest.mark.parametrize(
-    ("name", "number", "changes"),
-    [
-        pytest.param(name, number, changes, id=f"{name}-{signal.Signals(number).name}-{changes}")
-        for name in SCRIPTS
-        for number, changes in CASES_OF.get(name, CASES)
-        if all(f"    {flag}:" in (ROOT / f"{name}.py").read_text() for flag in changes)
-    ],
+    "number", [signal.SIGINT, signal.SIGTERM, signal.SIGHUP], ids=lambda n: signal.Signals(n).name
 )
-def test_an_interrupted_run_says_how_to_go_on_and_then_ends_as_if_it_had_not_been(
-    name: str, number: int, changes: dict[str, Any], tmp_path: Path
+def test_an_interrupted_run_says_how_to_resume_it(
+    number: int, script: ModuleType, tmp_path: Path
 ) -> None:
-    script = importlib.import_module(name)
-    changes = {"total_timesteps": 1400, "save_interval": 10_000} | changes
-    if hasattr(script.Args, "temperature_init"):  # it falls with the games that are finished
-        changes |= {"temperature_init": 3.0, "temperature_decay_episodes": 20}
-    whole = script.train(make_args(script, run_dir=tmp_path / "whole", **changes))
+    if number != signal.SIGTERM and script is not DDPG:
+        pytest.skip("they share what handles signals")
+    changes = dict.fromkeys(["total_timesteps", "save_interval", "eval_interval"], 50_000)
     run = Run(script, flags(script, run_dir="run", **changes), tmp_path)
-    wait_for_row(tmp_path / "run" / "episodes.csv")
-    time.sleep(random.Random(name + str(changes)).uniform(0, 0.3))
+    path = tmp_path / "run" / "episodes.csv"
+    wait_for(lambda: path.exists() and len(rows(path)) > 0)
     run.send(number)
     code, out, err = run.wait()
     assert code == 128 + number, err
-    assert err.endswith(f"\n{name}: saving as soon as it can; again to end at once\n")
-    said = re.search(r"saved step (\d+); go on with: (.*)\n", out)
+    assert err == f"{script.__name__}: saving at the next step; once more to end at once\n"
+    said = re.search(r"saved step (\d+); resume with: (.*)\n", out)
     assert said
-    python, path, *words = shlex.split(said[2])
-    assert (python, path) == (sys.executable, script.__file__)
-    assert int(said[1]) == saved_step(script, tmp_path / "run") < changes["total_timesteps"]
-    code, _, err = Run(script, words, tmp_path).wait()
+    python, file, *words = shlex.split(said[2])
+    assert (python, file) == (sys.executable, script.__file__)
+    step = saved_step(script, tmp_path / "run")
+    assert int(said[1]) == step < changes["total_timesteps"]
+    code, _, err = Run(script, [*words, "--total-timesteps", str(step + 200)], tmp_path).wait()
     assert code == 0, err
-    assert curves(tmp_path / "run") == curves(whole)
-    assert same_weights(script, tmp_path / "run", whole)
+    assert saved_step(script, tmp_path / "run") >= step + 200
 
 
-def test_a_second_signal_ends_the_run_at_once(script: ModuleType, tmp_path: Path) -> None:
-    # Signalled at its first evaluation it would save some hundred updates later.
-    many: dict[str, dict[str, Any]] = {
-        "ppo_atari": {"update_epochs": 100},
-        "a2c_lstm_atari": {"chunk_size": 5000, "total_timesteps": 100_000},
-        "maddpg_smarts": {"batch_size": 2000, "update_interval": 1},
-        "ppo_smarts": {"update_epochs": 300},
-    }
-    changes = many.get(script.__name__, {"updates_per_step": 100}) | {"run_dir": "run"}
-    changes |= {"eval_interval": 100}
-    run = Run(script, flags(script, **changes), tmp_path)
-    wait_for_row(tmp_path / "run" / "evaluations.csv")
+def test_a_second_signal_ends_the_run_at_once(tmp_path: Path) -> None:
+    changes = {"run_dir": "run", "updates_per_step": 10_000, "learning_starts": 10}
+    run = Run(DDPG, flags(DDPG, **changes), tmp_path)
+    wait_for(lambda: (tmp_path / "run" / "args.json").exists())
+    time.sleep(0.5)
     run.send(signal.SIGTERM)
-    wait_for(lambda: b"again to end at once" in (tmp_path / "stderr.txt").read_bytes())
+    wait_for(lambda: "once more to end at once" in (tmp_path / "stderr.txt").read_text())
     run.send(signal.SIGTERM)
     assert run.wait()[0] == -signal.SIGTERM
 
 
-# Attacked
+def test_without_an_end_of_the_episode_a_signal_saves_at_the_next_step(tmp_path: Path) -> None:
+    """In training, and in an evaluation, which is left."""
+    changes = {"env_id": "probes:Endless-v0", "total_timesteps": 10**8, "save_interval": 500}
+    run = Run(DDPG, flags(DDPG, run_dir="run", eval_interval=10**7, **changes), tmp_path)
+    run_dir, steps = tmp_path / "run", []
+    wait_for(lambda: saved_step(DDPG, run_dir) > 0, run)  # after two save intervals
+    for words in ["--resume", "run", "--eval-interval", "1"], []:
+        time.sleep(0.5)
+        run.send(signal.SIGTERM)
+        code, out, err = run.wait()
+        assert code == 128 + signal.SIGTERM, err
+        assert "saved step" in out
+        steps.append(saved_step(DDPG, run_dir))
+        if words:  # the evaluation of the next step, which never ends
+            at = written(run_dir / "args.json")
+            run = Run(DDPG, words, tmp_path)
+            wait_for(lambda: written(run_dir / "args.json") > at, run)  # noqa: B023
+    assert steps[0] > 1000 and steps[1] == steps[0] + 1
 
 
-class Malice:
-    """Makes a folder when it is unpickled."""
+def test_an_evaluation_without_an_end_is_cut_off(
+    script: ModuleType, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setattr(script, "MAX_EPISODE", 20)
+    result = script.play(make_args(script, evaluate="untrained"), None)
+    assert result["mean_length"] == 20
+    assert "without an end was cut off after 20 steps" in capsys.readouterr().out
 
-    def __init__(self, victim: Path) -> None:
-        self.victim = str(victim)
 
-    def __reduce__(self) -> Any:
-        return os.mkdir, (self.victim,)
+def test_two_processes_never_write_to_one_run_folder(tmp_path: Path) -> None:
+    """Neither two new runs nor two resumed ones; a killed one does not keep the folder."""
+    words = flags(DDPG, run_dir=tmp_path / "run", total_timesteps=10**8, save_interval=200)
+    (tmp_path / "second").mkdir()
+    for _ in "new", "resumed":
+        before = saved_step(DDPG, tmp_path / "run")
+        first = Run(DDPG, words, tmp_path)
+        wait_for(lambda: (tmp_path / "run" / ".lock").exists(), first)
+        if before:
+            wait_for(lambda: saved_step(DDPG, tmp_path / "run") > before, first)  # noqa: B023
+        code, _, err = Run(DDPG, words, tmp_path / "second").wait()
+        assert (code, err.count("\n")) == (2, 1) and "in use by another process" in err, err
+        wait_for(lambda: saved_step(DDPG, tmp_path / "run") > before, first)  # noqa: B023
+        first.send(signal.SIGKILL)
+        first.wait()
+        words = ["--resume", str(tmp_path / "run")]
 
 
-def test_a_checkpoint_from_a_stranger_runs_no_code(script: ModuleType, tmp_path: Path) -> None:
-    victim, path = tmp_path / "victim", tmp_path / "run" / "checkpoint.pt"
-    path.parent.mkdir()
-    torch.save({"script": script.__name__, "args": Malice(victim)}, path)
-    for words in ["--resume", "run"], ["--evaluate", str(path)]:
-        code, _, err = Run(script, words, tmp_path).wait()
-        assert (code, err.count("\n")) == (2, 1), err
-        assert str(path.relative_to(tmp_path)) in err and "damaged" in err
-        assert not victim.exists()
-    torch.load(path, weights_only=False)
-    assert victim.exists(), "the file was harmless"
+def test_closed_streams_and_a_closed_terminal_do_not_end_a_run(tmp_path: Path) -> None:
+    """A closed stderr, a reader of stdout that leaves, and SIGHUP that nohup has ignored."""
+    words = flags(DDPG, run_dir="run", total_timesteps=600, eval_interval=100)
+    command = shlex.join([sys.executable, str(DDPG.__file__), *words])
+    line = f"trap '' HUP; ({command} 2>&- & echo $! > pid; wait $!; echo $? > code) | head -n 1"
+    process = subprocess.Popen(["sh", "-c", line], cwd=tmp_path, stdout=subprocess.DEVNULL)
+    path = tmp_path / "run" / "evaluations.csv"
+    wait_for(lambda: path.exists() and len(rows(path)) > 0)
+    subprocess.run(["kill", "-HUP", (tmp_path / "pid").read_text().strip()])
+    process.wait()
+    wait_for(lambda: (tmp_path / "code").exists() and (tmp_path / "code").read_text() != "")
+    assert (tmp_path / "code").read_text() == "0\n"
+    assert saved_step(DDPG, tmp_path / "run") == 600
 
 
 # Out of disk
 
 
 def test_a_full_disk_keeps_the_checkpoint_before_it(script: ModuleType, tmp_path: Path) -> None:
-    run_dir = script.train(make_args(script, total_timesteps=200, run_dir=tmp_path / "run"))
+    changes = {"total_timesteps": 128, "eval_episodes": 1}
+    run_dir = script.train(make_args(script, run_dir=tmp_path / "run", **changes))
     path = run_dir / "checkpoint.pt"
     before, before_step = path.read_bytes(), saved_step(script, run_dir)
     words = ["--resume", "run", "--total-timesteps", "2000", "--eval-interval", "5000"]
@@ -234,79 +256,111 @@ def test_a_full_disk_keeps_the_checkpoint_before_it(script: ModuleType, tmp_path
 
 
 @pytest.mark.parametrize("file_limit", [100, 5000])
-def test_a_disk_full_from_the_start_ends_in_one_sentence(
-    file_limit: int, script: ModuleType, tmp_path: Path
-) -> None:
-    code, _, err = Run(script, flags(script, run_dir="run"), tmp_path, file_limit=file_limit).wait()
+def test_a_disk_full_from_the_start_ends_in_one_sentence(file_limit: int, tmp_path: Path) -> None:
+    code, _, err = Run(DDPG, flags(DDPG, run_dir="run"), tmp_path, file_limit=file_limit).wait()
     assert (code, err.count("\n")) == (1, 1), err
+
+
+def test_a_run_leaves_the_reader_s_own_files_alone(tmp_path: Path) -> None:
+    (tmp_path / "data.csv").write_text("mine\n")
+    DDPG.train(make_args(DDPG, total_timesteps=20, eval_episodes=1, run_dir=tmp_path))
+    assert (tmp_path / "data.csv").read_text() == "mine\n"
 
 
 # Out of numbers
 
 
-class Broken(Probe):
-    """Ten steps an episode; the reward of step 450 is `broken`."""
-
-    length, broken = 10, float("nan")
-
-    def __init__(self, **render_mode: Any) -> None:
-        super().__init__()
-        self.steps = 0
-
-    def reward(self, action: np.ndarray) -> float:
-        self.steps += 1
-        return self.broken if self.steps == 450 else 1.0
-
-
-class Huge(Broken):
-    """A reward whose square is more than a float32 can be."""
-
-    broken = 1e30
-
-
 @continuous_only
 @pytest.mark.parametrize(
     ("probe", "sentence"),
-    [(Broken, r"Broken-v0 .*reward.*nan.* step 450"), (Huge, r"loss is (inf|nan) at step 4\d\d")],
+    [
+        ("NanReward", "reward after step 449: nan"),
+        ("RewardBeyondFloat32", r"reward after step 449: 1e\+39"),
+        ("HugeReward", r"(loss|weights) after step 4\d\d: (inf|nan)"),
+        ("NanObservation", "observation after step 452: nan"),
+        ("NanObservationAtReset", "observation after step 450: nan"),
+        ("ObservationBeyondFloat32", "observation after step 452: inf"),
+        ("NanObservationInEvaluation", "observation in the evaluation at step 450: nan"),
+    ],
 )
 def test_numbers_that_are_not_finite_end_the_run_and_are_not_saved(
-    probe: type[Broken],
-    sentence: str,
-    script: ModuleType,
-    register: Any,
-    tmp_path: Path,
-    capsys: pytest.CaptureFixture[str],
+    probe: str, sentence: str, script: ModuleType, tmp_path: Path, capfd: Any
 ) -> None:
-    changes = {"save_interval": 200, "buffer_size": 20, "eval_interval": 10_000}
-    args = make_args(script, env_id=register(probe), run_dir=tmp_path / "run", **changes)
-    with pytest.raises(SystemExit) as ending:
-        script.train(args)
-    err = capsys.readouterr().err
-    assert (ending.value.code, err.count("\n")) == (1, 1), err
-    assert re.search(sentence, err), err
+    NanObservationInEvaluation.made = 0
+    changes = {"save_interval": 200, "eval_interval": 450, "batch_size": 100, "eval_episodes": 1}
+    if probe != "NanObservationInEvaluation":
+        changes["eval_interval"] = 10_000
+    args = make_args(script, env_id=f"probes:{probe}-v0", run_dir=tmp_path / "run", **changes)
+    code, err = failed(script, args), capfd.readouterr().err
+    assert (code, err.count("\n")) == (1, 1), err
+    assert re.match(rf"{script.__name__}: [\w ]*{sentence} is no finite float32; the last", err), (
+        err
+    )
     checkpoint = script.load_checkpoint(args.run_dir / "checkpoint.pt")
     assert checkpoint["run"]["env_step"] == 400
-    numbers = [*checkpoint["agent"].values(), checkpoint["buffer"]["reward"]]
-    assert all(torch.isfinite(number).all() for number in numbers)
+    parts = {**checkpoint["agent"], **checkpoint["buffer"]}.values()
+    numbers = [number for number in parts if torch.is_tensor(number)]
+    assert len(numbers) > 10 and all(torch.isfinite(number).all() for number in numbers)
+    args = script.Args(**checkpoint["args"])
+    args.resume, args.total_timesteps, args.eval_interval = tmp_path / "run", 500, 10_000
+    NanObservationInEvaluation.made = -100  # the environments made now are sound
+    if probe != "NanObservationInEvaluation":
+        assert script.train(args, checkpoint) == tmp_path / "run"
+
+
+def test_weights_that_are_not_finite_are_not_saved(
+    script: ModuleType, tmp_path: Path, capsys: Any, monkeypatch: Any
+) -> None:
+    """The last update may ruin them, where no loss is left to show it."""
+    args = make_args(script, total_timesteps=128, eval_episodes=1, run_dir=tmp_path / "run")
+    script.train(args)
+    before = (tmp_path / "run" / "checkpoint.pt").read_bytes()
+    checkpoint = script.load_checkpoint(tmp_path / "run" / "checkpoint.pt")
+    args = script.Args(**checkpoint["args"])
+    args.resume, args.total_timesteps = tmp_path / "run", 256
+    save = script.Run.save
+
+    def ruin(run: Any, name: str, **parts: Any) -> None:
+        next(p for p in parts["agent"].parameters() if p.dim()).data[0] = float("nan")
+        save(run, name, **parts)
+
+    monkeypatch.setattr(script.Run, "save", ruin)
+    code, err = failed(script, args, checkpoint), capsys.readouterr().err
+    assert (code, err.count("\n")) == (1, 1) and "is no finite float32" in err, err
+    assert (tmp_path / "run" / "checkpoint.pt").read_bytes() == before
 
 
 @pytest.mark.parametrize("script", [*ATARI, "ppo_smarts"], indirect=True)
 def test_a_loss_that_is_not_finite_ends_the_run_and_is_not_saved(
     script: ModuleType, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    args = make_args(script, run_dir=tmp_path / "run", total_timesteps=64, anneal_lr=False)
+    """Also where the first loss is finite, and the update ruins the weights."""
+    args = make_args(script, run_dir=tmp_path / "run", learning_rate=1e30, anneal_lr=False)
+    if hasattr(args, "update_epochs"):
+        args.update_epochs = args.num_minibatches = 1
+    code, err = failed(script, args), capsys.readouterr().err
+    assert (code, err.count("\n")) == (1, 1), err
+    assert "is no finite float32; the last checkpoint is kept" in err
+    assert not (args.run_dir / "checkpoint.pt").exists()
+
+
+@continuous_only
+def test_no_transition_crosses_the_end_of_an_episode(script: ModuleType, tmp_path: Path) -> None:
+    Clock.made = 0
+    changes = {"num_envs": 3, "total_timesteps": 600, "eval_episodes": 1, "eval_interval": 10_000}
+    args = make_args(script, env_id="probes:Clock-v0", run_dir=tmp_path / "run", **changes)
     script.train(args)
-    before = (args.run_dir / "checkpoint.pt").read_bytes()
-    checkpoint = script.load_checkpoint(args.run_dir / "checkpoint.pt")
-    changes = {"resume": args.run_dir, "total_timesteps": 1024, "learning_rate": 1e30}
-    phases: list[dict[str, Any]] = [{}]
-    if hasattr(args, "update_epochs"):  # also where no loss is left to show it
-        phases += [{"update_epochs": 1, "num_minibatches": 1}]
-    for phase in phases:
-        with pytest.raises(SystemExit) as ending:
-            script.train(make_args(script, anneal_lr=False, **changes, **phase), checkpoint)
-        err = capsys.readouterr().err
-        assert (ending.value.code, err.count("\n")) == (1, 1), err
-        named = "policy_loss" if hasattr(args, "update_epochs") and not phase else "weight_norm"
-        assert re.search(rf"{named} is (nan|inf) at step (100|128); the last checkpoint", err), err
-        assert (args.run_dir / "checkpoint.pt").read_bytes() == before
+    checkpoint = script.load_checkpoint(tmp_path / "run" / "checkpoint.pt")
+    buffer = {k: v[:600] for k, v in checkpoint["buffer"].items() if torch.is_tensor(v)}
+    number, episode, moment = buffer["obs"].T
+    # Each next observation is the one a step later, also where an episode ends.
+    assert torch.equal(buffer["next_obs"], buffer["obs"] + torch.tensor([0, 0, 1]))
+    last = moment + 1 == 3 + number
+    assert torch.equal(buffer["terminated"], (last & (episode % 2 == 0)).float())
+    for i in range(3):  # Every step of every episode is there, once and in order.
+        mine = (number == i).nonzero().flatten()
+        step = torch.arange(200)
+        assert torch.equal(moment[mine], (step % (3 + i)).float())
+        assert torch.equal(episode[mine], (1 + step // (3 + i)).float())
+    lengths = [row["episodic_length"] for row in rows(tmp_path / "run" / "episodes.csv")]
+    assert set(lengths) == {*"345"} and len(lengths) == 200 // 3 + 200 // 4 + 200 // 5

@@ -1,4 +1,4 @@
-"""MADDPG's replay buffer: the sum tree, priorities, importance weights; and what is stored."""
+"""MADDPG's replay buffer: what is stored, and prioritized replay with its importance weights."""
 
 from __future__ import annotations
 
@@ -15,100 +15,54 @@ from torch import Tensor
 
 import maddpg_smarts as maddpg
 
+PIXELS = 3 * 32 * 32
+
 
 class Sizes(maddpg.MultiAgentEnv):
-    """The sizes of an environment of agents that see two numbers and have three actions."""
-
-    names, action_size, discrete = ["a", "b"], 3, True
+    """The sizes of an environment of two agents that see two numbers and have three actions."""
 
     def __init__(self, pixels: int) -> None:
+        self.names, self.action_size, self.discrete = ["a", "b"], 3, True
         self.pixels, self.obs_size = pixels, 2 + pixels
 
 
 def make_args(**changes: Any) -> Any:
-    return maddpg.Args(**COMMON | {"buffer_size": 50, "prioritized_replay": True} | changes)
+    return maddpg.Args(**COMMON | {"buffer_size": 50} | changes)
 
 
-def make_buffer(pixels: int = 0, **changes: Any) -> maddpg.ReplayBuffer:
+def make_buffer(pixels: int = 0, **changes: Any) -> Any:
     return maddpg.ReplayBuffer(Sizes(pixels), make_args(**changes))
 
 
+def make_prioritized(**changes: Any) -> maddpg.PrioritizedReplayBuffer:
+    args = make_args(prioritized_replay=True, **changes)
+    return maddpg.PrioritizedReplayBuffer(Sizes(0), args)
+
+
 def add(buffer: maddpg.ReplayBuffer, *numbers: int, live: tuple[int, int] = (1, 1)) -> None:
-    """Store a step of as many environments, all of whose parts tell its number and the agent."""
+    """Store a step of as many environments; all parts tell its number and the agent."""
     n = np.array(numbers, np.float32)[:, None] + np.array([0.0, 0.5], np.float32)  # [E, N]
     action = torch.as_tensor(n).unsqueeze(-1) + torch.tensor([0.1, 0.2, 0.3])
     obs, next_obs = (n[..., None] + np.array(x, np.float32) for x in ([0.01, 0.02], [0.03, 0.04]))
     alive = np.broadcast_to(np.array(live, bool), n.shape)
-    ended = np.zeros(len(numbers), bool)
-    buffer.add(maddpg.Transition(obs, action, n, n % 2 == 1, alive, next_obs, ended))
+    buffer.add(obs, action, n, n % 2 == 1, alive, next_obs)
 
 
-def filled(count: int, **changes: Any) -> maddpg.ReplayBuffer:
-    buffer = make_buffer(**changes)
+def filled(count: int, **changes: Any) -> maddpg.PrioritizedReplayBuffer:
+    """A buffer with transitions that have entered."""
+    buffer = make_prioritized(**changes)
     for n in range(count):
         add(buffer, n)
+    buffer.sample(1, 1.0)
     return buffer
 
 
-def priorities(buffer: maddpg.ReplayBuffer) -> maddpg.Priorities:
-    assert buffer.priorities is not None
-    return buffer.priorities
-
-
-def at(*rows: list[int]) -> Tensor:
+def rows(*rows: list[int]) -> Tensor:
     return torch.tensor(rows)
 
 
-# The sum tree
-
-
-@pytest.mark.parametrize("capacity", [1, 2, 5, 8, 1000])
-def test_every_node_of_the_tree_is_the_sum_of_the_leaves_below_it(capacity: int) -> None:
-    tree, leaves = maddpg.SumTree(3, capacity), torch.zeros(3, capacity, dtype=torch.float64)
-    for _ in range(5):
-        index = torch.randint(capacity, (3, 7))  # some twice, each with one priority
-        priority = torch.rand(3, capacity, dtype=torch.float64).gather(1, index)
-        tree.set(index, priority)
-        leaves.scatter_(1, index, priority)
-    every = torch.arange(capacity).expand(3, -1)
-    assert torch.equal(tree.get(every), leaves)
-    torch.testing.assert_close(tree.nodes[:, 1], leaves.sum(1))
-    for node in range(1, tree.leaves):
-        children = tree.nodes[:, 2 * node] + tree.nodes[:, 2 * node + 1]
-        torch.testing.assert_close(tree.nodes[:, node], children)
-
-
-def test_leaves_are_drawn_as_often_as_their_priorities_say() -> None:
-    tree = maddpg.SumTree(2, 100)
-    priority = torch.rand(2, 100, dtype=torch.float64) ** 3
-    priority[0, 20:40] = 0.0
-    tree.set(torch.arange(100).expand(2, -1), priority)
-    drawn = torch.cat([tree.draw(1) for _ in range(30_000)], 1)  # one by one: independent
-    for row, p in zip(drawn, priority):
-        counts = torch.bincount(row, minlength=100).double()
-        assert not counts[p == 0].any()
-        expected = p / p.sum() * counts.sum()
-        some = expected > 5  # where a chi-square test is valid
-        observed = torch.cat([counts[some], counts[~some].sum()[None]])
-        wanted = torch.cat([expected[some], expected[~some].sum()[None]])
-        assert chisquare(observed, wanted).pvalue > 1e-3
-    assert abs(np.corrcoef(drawn)[0, 1]) < 0.03  # the agents' draws are independent
-
-
-def test_a_batch_has_a_draw_from_every_part_of_the_total() -> None:
-    tree = maddpg.SumTree(1, 64)
-    tree.set(torch.arange(64).expand(1, -1), torch.ones(1, 64))
-    for _ in range(20):
-        assert torch.equal(tree.draw(64).sort().values, torch.arange(64).expand(1, -1))
-
-
-def test_an_empty_leaf_is_never_drawn_whatever_rounding_does(
-    monkeypatch: pytest.MonkeyPatch,
-) -> None:
-    tree = maddpg.SumTree(1, 8)
-    tree.set(at([0, 1, 2]), torch.tensor([[0.1, 0.2, 0.3]], dtype=torch.float64))
-    monkeypatch.setattr(torch, "rand", lambda *size, **kind: torch.ones(*size, **kind))
-    assert tree.draw(5)[0, -1] == 2
+def everything(count: int) -> Tensor:
+    return torch.arange(count).expand(2, -1)
 
 
 # Priorities
@@ -116,131 +70,162 @@ def test_an_empty_leaf_is_never_drawn_whatever_rounding_does(
 
 @pytest.mark.parametrize("alpha", [0.0, 0.6, 1.0])
 def test_proportional_priorities_are_those_of_the_paper(alpha: float) -> None:
-    replay = priorities(filled(30, per_alpha=alpha))
-    replay.draw(1, 1.0)
+    buffer = filled(30, per_alpha=alpha)
     index, error = torch.stack([torch.randperm(30) for _ in range(2)]), torch.randn(2, 30)
-    replay.refresh(index, error)
+    buffer.refresh(index, error)
     p = (error.abs().double() + 1e-6) ** alpha
-    torch.testing.assert_close(replay.tree.get(index), p, atol=1e-9, rtol=1e-5)
-    torch.testing.assert_close(replay.tree.nodes[:, 1], p.sum(1), atol=1e-9, rtol=1e-5)
+    torch.testing.assert_close(buffer.priority[:30].T.gather(1, index), p, atol=1e-9, rtol=1e-5)
 
 
 def test_rank_priorities_are_those_of_the_paper_after_sorting() -> None:
-    replay = priorities(filled(30, per_variant="rank", per_alpha=0.7))
-    replay.draw(1, 1.0)
+    buffer = filled(30, per_variant="rank", per_alpha=0.7)
     index, error = torch.stack([torch.randperm(30) for _ in range(2)]), torch.randn(2, 30)
-    replay.refresh(index, error)
-    replay.sort()
+    buffer.refresh(index, error)
+    buffer.sort()
     rank = 1 + (error.abs().unsqueeze(1) > error.abs().unsqueeze(2)).sum(2)
-    torch.testing.assert_close(replay.tree.get(index), rank.double() ** -0.7)
-    torch.testing.assert_close(
-        replay.tree.nodes[:, 1],
-        (torch.arange(1.0, 31) ** -0.7).double().sum().expand(2),
-        atol=1e-5,
-        rtol=1e-5,
-    )
+    torch.testing.assert_close(buffer.priority[:30].T.gather(1, index), rank.double() ** -0.7)
     # Between two sortings, a rank is what it would have been in the last one.
     third = error.abs().sort(descending=True).values[:, 2:3]
-    replay.refresh(at([0], [0]), third + 1e-4)
-    torch.testing.assert_close(replay.tree.get(at([0], [0])), at([3], [3]).double() ** -0.7)
+    buffer.refresh(rows([0], [0]), third + 1e-4)
+    torch.testing.assert_close(buffer.priority[0], torch.tensor([3.0, 3.0]).double() ** -0.7)
 
 
 def test_ranks_are_sorted_soon_and_then_every_thousand_updates(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    replay, sortings = priorities(filled(10, per_variant="rank")), []
-    sort = replay.sort
+    buffer, sortings = filled(10, per_variant="rank"), []
+    sort = buffer.sort
 
-    def noting() -> None:
-        sortings.append(replay.refreshed)
+    def spy() -> None:
+        sortings.append(buffer.refreshed)
         sort()
 
-    monkeypatch.setattr(replay, "sort", noting)
-    replay.draw(1, 1.0)
+    monkeypatch.setattr(buffer, "sort", spy)
     for _ in range(2000):
-        replay.refresh(at([3], [4]), torch.tensor([[-0.5], [0.5]]))
+        buffer.refresh(rows([3], [4]), torch.tensor([[-0.5], [0.5]]))
     assert sortings == [10, 100, 1000, 2000]
-    assert replay.tree.get(at([3], [4])).tolist() == [[pytest.approx(10**-0.6)]] * 2
+    assert buffer.priority[3, 0] == buffer.priority[4, 1] == pytest.approx(10**-0.6)
+
+
+@pytest.mark.parametrize("variant", ["proportional", "rank"])
+def test_transitions_are_sampled_as_often_as_their_priorities_say(variant: str) -> None:
+    buffer = filled(50, per_variant=variant)
+    buffer.refresh(everything(50), torch.randn(2, 50))
+    if variant == "rank":
+        buffer.sort()
+    sampled = torch.cat([buffer.sample(1, 1.0).indices for _ in range(5_000)], 1)  # independent
+    for i in range(2):
+        p = buffer.priority[:50, i]
+        counts = torch.bincount(sampled[i], minlength=50).numpy()
+        assert chisquare(counts, (p / p.sum() * counts.sum()).numpy()).pvalue > 1e-3
+    assert abs(np.corrcoef(sampled)[0, 1]) < 0.06  # the agents' samples are independent
+
+
+def test_a_batch_has_a_sample_from_every_part_of_the_sum() -> None:
+    buffer = filled(50)
+    for _ in range(20):
+        assert torch.equal(buffer.sample(50, 1.0).indices.sort().values, everything(50))
+
+
+@pytest.mark.parametrize("value", [0.0, 1 - 2**-53])
+def test_a_transition_without_priority_is_never_sampled_whatever_rounding_does(
+    value: float, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    buffer = make_prioritized()
+    for n in range(30):
+        add(buffer, n, live=(10 <= n < 20, n >= 10))
+    monkeypatch.setattr(torch, "rand", lambda *size, **kind: torch.full(size, value, **kind))
+    for batch_size in 1, 3, 1000:
+        indices = buffer.sample(batch_size, 1.0).indices
+        assert indices.min() >= 10 and indices[0].max() < 20 and indices[1].max() < 30
 
 
 def test_importance_weights_are_those_of_the_paper() -> None:
-    replay = priorities(filled(30))
-    replay.draw(1, 1.0)
-    replay.refresh(torch.arange(30).expand(2, -1), torch.randn(2, 30))
-    p = replay.tree.get(torch.arange(30).expand(2, -1))
-    probability = p / p.sum(1, keepdim=True)
+    buffer = filled(30)
+    buffer.refresh(everything(30), torch.randn(2, 30))
+    probability = buffer.priority[:30].T / buffer.priority[:30].sum(0).unsqueeze(1)
     for beta in 0.0, 0.4, 1.0:
-        index, weight = replay.draw(16, beta)
+        batch = buffer.sample(16, beta)
         for i in range(2):
-            w = (30 * probability[i, index[i]]) ** -beta  # section 3.4
-            torch.testing.assert_close(weight[i], (w / w.max()).float())
-        assert weight.max() == 1 and (beta == 0 or weight.min() < 0.9)
+            w = (30 * probability[i, batch.indices[i]]) ** -beta  # section 3.4
+            torch.testing.assert_close(batch.weight[i], (w / w.max()).float())
+        assert batch.weight.max() == 1 and (beta == 0 or batch.weight.min() < 0.9)
 
 
-def test_weights_in_full_make_good_for_the_bias_of_the_draws() -> None:
-    replay = priorities(filled(50))
-    replay.draw(1, 1.0)
-    replay.refresh(torch.arange(50).expand(2, -1), torch.randn(2, 50))
+def test_full_weights_remove_the_bias_of_the_samples() -> None:
+    buffer = filled(50)
+    buffer.refresh(everything(50), torch.randn(2, 50))
     x = torch.arange(50.0)
-    index, weight = replay.draw(200_000, beta=1.0)
-    mean = (weight * x[index]).sum(1) / weight.sum(1)
+    batch = buffer.sample(200_000, beta=1.0)
+    mean = (batch.weight * x[batch.indices]).sum(1) / batch.weight.sum(1)
     torch.testing.assert_close(mean, x.mean().expand(2), atol=0.3, rtol=0)
-    assert ((x[index].mean(1) - x.mean()).abs() > 0.5).any(), "there was no bias to begin with"
+    assert ((x[batch.indices].mean(1) - x.mean()).abs() > 0.5).any(), "there was no bias"
 
 
 @pytest.mark.parametrize("variant", ["proportional", "rank"])
 def test_new_transitions_enter_with_the_largest_priority_so_far(variant: str) -> None:
     buffer = filled(3, per_variant=variant)
-    replay = priorities(buffer)
-    replay.draw(1, 1.0)
-    replay.refresh(at([0, 1, 2], [0, 1, 2]), torch.tensor([[5.0, -9.0, 1.0], [0.1, 0.2, 0.3]]))
-    replay.refresh(at([1], [1]), torch.tensor([[2.0], [0.1]]))  # it was 9, once
+    buffer.refresh(everything(3), torch.tensor([[5.0, -9.0, 1.0], [0.1, 0.2, 0.3]]))
+    buffer.refresh(rows([1], [1]), torch.tensor([[2.0], [0.1]]))  # it was 9, once
     if variant == "rank":
-        replay.sort()
+        buffer.sort()
     add(buffer, 3)
-    replay.draw(1, 1.0)
-    entered = replay.tree.get(at([3], [3]))[:, 0]
+    buffer.sample(1, 1.0)
     if variant == "rank":
-        assert entered.tolist() == [1, 1]
+        assert buffer.priority[3].tolist() == [1, 1]
     else:
-        torch.testing.assert_close(entered, (torch.tensor([9.0, 1.0]).double() + 1e-6) ** 0.6)
+        expected = (torch.tensor([9.0, 1.0]).double() + 1e-6) ** 0.6
+        torch.testing.assert_close(buffer.priority[3], expected)
 
 
-def test_each_agent_draws_by_its_own_errors_and_never_the_steps_it_was_dead_in() -> None:
-    buffer = make_buffer()
+def test_each_agent_samples_by_its_own_errors_and_only_steps_in_which_it_was_live() -> None:
+    buffer = make_prioritized()
     for n in range(20):
         add(buffer, n, live=(1, n < 10))
-    index, batch = buffer.sample(1000, beta=1.0)
-    assert index[0].max() == 19 and index[1].max() == 9
+    batch = buffer.sample(1000, beta=1.0)
+    assert batch.indices[0].max() == 19 and batch.indices[1].max() == 9
     assert torch.equal(batch.live[0, :, 0], torch.ones(1000))
     assert torch.equal(batch.live[1, :, 1], torch.ones(1000))
-    error = torch.full((2, 20), 1e-9)
+    error = torch.full((2, 10), 1e-9)
     error[0, 4] = error[1, 7] = 1e9
-    priorities(buffer).refresh(torch.arange(20)[:10].expand(2, -1), error[:, :10])
-    index, _ = buffer.sample(1000, beta=1.0)
-    assert (index[0] == 4).float().mean() > 0.99 and (index[1] == 7).float().mean() > 0.99
+    buffer.refresh(everything(10), error)
+    indices = buffer.sample(1000, beta=1.0).indices
+    assert (indices[0] == 4).float().mean() > 0.99 and (indices[1] == 7).float().mean() > 0.99
 
 
-def test_an_agent_dead_in_all_that_is_stored_gets_weights_that_are_numbers() -> None:
-    buffer = make_buffer()
+def test_an_agent_that_was_never_live_gets_finite_weights() -> None:
+    buffer = make_prioritized()
     add(buffer, 0, live=(1, 0))
-    _, batch = buffer.sample(5, beta=1.0)
+    batch = buffer.sample(5, beta=1.0)
     assert torch.equal(batch.weight, torch.ones(2, 5)) and not batch.live[1, :, 1].any()
-    priorities(buffer).refresh(torch.zeros(2, 5, dtype=torch.int64), torch.ones(2, 5))
-    assert priorities(buffer).tree.nodes[:, 1].gt(0).tolist() == [True, False]
+    buffer.refresh(torch.zeros(2, 5, dtype=torch.int64), torch.ones(2, 5))
+    assert buffer.priority[0].gt(0).tolist() == [True, False]
 
 
 def test_an_overwritten_transition_takes_its_priority_with_it() -> None:
     buffer = filled(50)
-    buffer.sample(1, 1.0)
-    priorities(buffer).refresh(torch.arange(50).expand(2, -1), torch.full((2, 50), 1e-3))
+    buffer.refresh(everything(50), torch.full((2, 50), 1e-3))
     add(buffer, 50, live=(1, 0))
     buffer.sample(1, 1.0)
-    entered = priorities(buffer).tree.get(at([0], [0]))
-    assert entered.tolist() == [[pytest.approx(1.0, abs=1e-5)], [0.0]]
+    assert buffer.priority[0].tolist() == [pytest.approx(1.0, abs=1e-5), 0.0]
 
 
-# The buffer
+def test_more_new_transitions_than_the_capacity_all_enter() -> None:
+    buffer = make_prioritized()
+    for n in range(130):
+        add(buffer, n)
+    buffer.sample(1, 1.0)
+    assert torch.equal(buffer.error, torch.ones(50, 2))
+
+
+def test_errors_for_some_agents_change_no_other_agents_priorities() -> None:
+    buffer = filled(20)
+    buffer.refresh(everything(20)[:1], torch.full((1, 20), 3.0), first=1)
+    assert buffer.error[:20].T.tolist() == [[1.0] * 20, [3.0] * 20]
+    assert buffer.largest.tolist() == [1.0, 3.0]
+
+
+# What is stored
 
 
 def assert_aligned(batch: maddpg.Batch) -> None:
@@ -254,75 +239,74 @@ def assert_aligned(batch: maddpg.Batch) -> None:
     assert torch.equal(batch.terminated, (n % 2 == 1).float())
 
 
-@pytest.mark.parametrize("prioritized", [True, False])
-def test_a_sample_has_its_parts_from_the_same_transition(prioritized: bool) -> None:
-    buffer = make_buffer(buffer_size=20, num_envs=2, prioritized_replay=prioritized)
+@pytest.mark.parametrize("make", [make_prioritized, make_buffer])
+def test_a_sample_has_its_parts_from_the_same_transition(make: Any) -> None:
+    buffer = make(buffer_size=21, num_envs=2)
     for n in range(0, 30, 2):
         add(buffer, n, n + 1)
-    index, batch = buffer.sample(500, 1.0)
-    draws = 2 if prioritized else 1
-    assert index.shape == batch.weight.shape == (draws, 500)
-    assert batch.obs.shape == (draws, 500, 2, 2) and batch.action.shape == (draws, 500, 2, 3)
+    batch = buffer.sample(500, 1.0)
+    batches = 2 if make == make_prioritized else 1
+    assert batch.indices.shape == batch.weight.shape == (batches, 500)
+    assert batch.obs.shape == (batches, 500, 2, 2) and batch.action.shape == (batches, 500, 2, 3)
     assert_aligned(batch)
     assert batch.reward[..., 0].unique().tolist() == list(range(10, 30))
-    assert torch.equal(batch.weight, torch.ones(draws, 500))
+    assert torch.equal(batch.weight, torch.ones(batches, 500))
 
 
 def test_uniform_samples_are_uniform_over_what_is_stored() -> None:
-    buffer = filled(40, prioritized_replay=False)
-    index, _ = buffer.sample(40_000, 1.0)
-    counts = torch.bincount(index[0], minlength=50)
+    buffer = make_buffer()
+    for n in range(40):
+        add(buffer, n)
+    counts = torch.bincount(buffer.sample(40_000, 1.0).indices[0], minlength=50)
     assert not counts[40:].any() and chisquare(counts[:40]).pvalue > 1e-3
 
 
-def test_room_for_millions_of_transitions_is_taken_only_as_they_come() -> None:
+def test_a_large_buffer_uses_no_memory_before_it_is_written_to() -> None:
     def resident() -> int:
         return int(Path("/proc/self/statm").read_text().split()[1]) * os.sysconf("SC_PAGE_SIZE")
 
     before = resident()
-    buffer = make_buffer(pixels=3072, buffer_size=1_000_000, prioritized_replay=False)
-    assert resident() - before < 20e6 < sum(part.nbytes for part in buffer.parts.values())
+    buffer = make_buffer(pixels=PIXELS, buffer_size=1_000_000)
+    assert resident() - before < 20e6 < sum(part.nbytes for part in buffer.buffers())
 
 
-def test_images_are_kept_in_bytes() -> None:
-    buffer = make_buffer(pixels=4)
-    obs = np.random.default_rng(0).random((1, 2, 6)).astype(np.float32)
-    nothing = np.zeros((1, 2), np.float32)
-    action = torch.zeros(1, 2, 3)
-    buffer.add(maddpg.Transition(obs, action, nothing, nothing, nothing + 1, 1 - obs, nothing[0]))
-    assert buffer.parts["obs_image"].dtype == torch.uint8
-    _, batch = buffer.sample(1, 1.0)
+def test_images_are_stored_in_bytes_and_numbers_exactly() -> None:
+    buffer = make_buffer(pixels=PIXELS)
+    obs = np.random.default_rng(0).random((1, 2, 2 + PIXELS)).astype(np.float32)
+    zero = np.zeros((1, 2), np.float32)
+    buffer.add(obs, torch.zeros(1, 2, 3), zero, zero, zero + 1, 1 - obs)
+    assert buffer.obs.nbytes == 50 * 2 * (2 * 4 + PIXELS)
+    batch = buffer.sample(1, 1.0)
     for part, expected in (batch.obs, obs), (batch.next_obs, 1 - obs):
-        torch.testing.assert_close(part[0, 0, :, :2], torch.tensor(expected[0, :, :2]))
-        torch.testing.assert_close(
-            part[0, 0, :, 2:], torch.tensor(expected[0, :, 2:]), atol=0.5 / 255 + 1e-6, rtol=0
-        )
+        assert torch.equal(part[0, 0, :, :2], torch.tensor(expected[0, :, :2]))
+        image = torch.tensor(expected[0, :, 2:])
+        torch.testing.assert_close(part[0, 0, :, 2:], image, atol=0.5 / 255 + 1e-6, rtol=0)
 
 
-def test_a_file_holds_no_room_that_is_still_free(tmp_path: Path) -> None:
-    torch.save(filled(100, buffer_size=100_000).state_dict(), tmp_path / "buffer.pt")
+@pytest.mark.parametrize("make", [make_prioritized, make_buffer])
+def test_a_checkpoint_holds_only_what_is_stored(make: Any, tmp_path: Path) -> None:
+    buffer = make(buffer_size=100_000)
+    for n in range(100):
+        add(buffer, n)
+    torch.save(buffer.state_dict(), tmp_path / "buffer.pt")
     assert (tmp_path / "buffer.pt").stat().st_size < 50_000
 
 
 @pytest.mark.parametrize("variant", ["proportional", "rank"])
-def test_a_buffer_goes_on_from_a_file_as_if_it_had_never_been_away(
-    variant: str, tmp_path: Path
-) -> None:
-    buffer, other = (make_buffer(per_variant=variant, pixels=0) for _ in range(2))
+def test_a_restored_buffer_continues_as_the_original(variant: str, tmp_path: Path) -> None:
+    buffer, other = (make_prioritized(per_variant=variant) for _ in range(2))
     for n in range(61):
         add(buffer, n)
         if n % 20 == 19:
-            index, _ = buffer.sample(10, 1.0)
-            priorities(buffer).refresh(index, torch.randn(2, 10))
-            priorities(buffer).sort()
+            buffer.refresh(buffer.sample(10, 1.0).indices, torch.randn(2, 10))
+            buffer.sort()
     torch.save(buffer.state_dict(), tmp_path / "buffer.pt")
     other.load_state_dict(torch.load(tmp_path / "buffer.pt", weights_only=True))
     samples = []
-    for each_buffer in buffer, other:
-        add(each_buffer, 61)
+    for each in buffer, other:
+        add(each, 61)
         torch.manual_seed(1)
-        _, batch = each_buffer.sample(10, 1.0)
-        index, _ = each_buffer.sample(10, 1.0)
-        priorities(each_buffer).refresh(index, torch.linspace(0, 1, 20).view(2, 10))
-        samples.append([*batch, *each_buffer.sample(100, 0.5)[1]])
+        batch = each.sample(10, 1.0)
+        each.refresh(each.sample(10, 1.0).indices, torch.linspace(0, 1, 20).view(2, 10))
+        samples.append([*batch, *each.sample(100, 0.5)])
     assert all(torch.equal(a, b) for a, b in zip(*samples))

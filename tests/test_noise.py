@@ -24,15 +24,17 @@ class Still(nn.Module):
 
 
 def make_noise(actor: nn.Module | None = None, **changes: Any) -> Any:
-    return ddpg.make_noise(actor or Still(), ACTION_DIM, make_args(ddpg, **changes))
+    args = make_args(ddpg, **changes)
+    noise = ddpg.ParameterNoise if args.noise_type == "parameter" else ddpg.Noise
+    return noise(actor or Still(), ACTION_DIM, args)
 
 
 def make_actor(**changes: Any) -> ddpg.Actor:
     return ddpg.Actor(OBS_DIM, ACTION_DIM, make_args(ddpg, noise_type="parameter", **changes))
 
 
-def test_gaussian_noise_has_the_deviation_it_is_given() -> None:
-    noise, obs = make_noise(), torch.zeros(20_000, OBS_DIM)
+def test_gaussian_noise_has_the_given_standard_deviation() -> None:
+    noise, obs = make_noise(num_envs=20_000, buffer_size=20_000), torch.zeros(20_000, OBS_DIM)
     x = noise.act(Still(), obs, 0.2) - 0.1
     assert x.mean(dim=0).abs().max() < 0.01
     torch.testing.assert_close(x.std(dim=0), torch.full((ACTION_DIM,), 0.2), atol=0.005, rtol=0)
@@ -47,15 +49,14 @@ def test_noisy_actions_stay_in_the_unit_box(noise_type: str) -> None:
     assert action.min() == -1 and action.max() == 1
 
 
-def test_no_noise_is_exactly_the_actor() -> None:
+def test_noise_with_a_standard_deviation_of_0_is_exactly_the_actor() -> None:
     actor, obs = make_actor(), torch.randn(50, OBS_DIM)
-    std = ddpg.noise_std(make_args(ddpg, noise_type="none", noise_std=0.5), 0)
-    assert torch.equal(make_noise(noise_type="none").act(actor, obs, std), actor(obs))
+    assert torch.equal(make_noise(num_envs=50).act(actor, obs, 0.0), actor(obs))
 
 
 def ou_paths(theta: float, dt: float, std: float, steps: int) -> Tensor:
     """Noise of 3000 environments, [steps, 3000, ACTION_DIM]."""
-    noise = make_noise(noise_type="ou", num_envs=3000, ou_theta=theta, ou_dt=dt)
+    noise = make_noise(noise_type="ou", num_envs=3000, buffer_size=3000, ou_theta=theta, ou_dt=dt)
     obs = torch.zeros(3000, OBS_DIM)
     return torch.stack([noise.act(Still(), obs, std) - 0.1 for _ in range(steps)])
 
@@ -77,13 +78,13 @@ def test_ou_noise_begins_at_zero_and_grows_as_a_random_walk() -> None:
     torch.testing.assert_close(x.std(dim=(1, 2)), expected, atol=0, rtol=0.05)
 
 
-def test_environments_and_dimensions_have_ou_noise_of_their_own() -> None:
+def test_environments_and_dimensions_have_independent_ou_noise() -> None:
     x = ou_paths(theta=2.0, dt=0.1, std=0.3, steps=40)[-1]
     assert abs(np.corrcoef(x[::2].flatten(), x[1::2].flatten())[0, 1]) < 0.06
     assert abs(np.corrcoef(x[:, 0], x[:, 1])[0, 1]) < 0.06
 
 
-def test_ou_noise_is_reset_only_where_an_episode_ended() -> None:
+def test_ou_noise_is_reset_only_in_environments_whose_episode_ended() -> None:
     noise = make_noise(noise_type="ou", num_envs=3)
     noise.act(Still(), torch.zeros(3, OBS_DIM), 0.3)
     before = noise.x.clone()
@@ -94,7 +95,7 @@ def test_ou_noise_is_reset_only_where_an_episode_ended() -> None:
 
 
 def distance(noise: Any, actor: nn.Module, obs: Tensor) -> float:
-    """How far a fresh perturbation's actions lie from the actor's: the median of many."""
+    """The distance of a new perturbation's actions from the actor's: the median of many."""
     distances = []
     for _ in range(100):
         noise.reset(actor, torch.tensor([True]))
@@ -104,7 +105,7 @@ def distance(noise: Any, actor: nn.Module, obs: Tensor) -> float:
 
 
 @pytest.mark.parametrize("start", [0.02, 1.0])
-def test_parameter_noise_adapts_until_actions_lie_as_far_apart_as_wanted(start: float) -> None:
+def test_parameter_noise_adapts_until_actions_have_the_wanted_distance(start: float) -> None:
     actor, obs, wanted = make_actor(), torch.randn(32, OBS_DIM), 0.15
     noise = make_noise(actor, noise_type="parameter", noise_std=start)
     assert not 0.5 < distance(noise, actor, obs) / wanted < 2
@@ -113,10 +114,10 @@ def test_parameter_noise_adapts_until_actions_lie_as_far_apart_as_wanted(start: 
     assert 0.8 < distance(noise, actor, obs) / wanted < 1.25
 
 
-def test_parameter_noise_has_the_deviation_sigma_and_spares_layer_norms() -> None:
+def test_parameter_noise_has_standard_deviation_sigma_and_leaves_layer_norms() -> None:
     actor = make_actor(actor_hidden_sizes=(64, 64))
     norms = [module for module in actor.modules() if isinstance(module, nn.LayerNorm)]
-    assert len(norms) == 2, "parameter noise switches layer norm on"
+    assert len(norms) == 2, "parameter noise sets --layer-norm"
     for norm in norms:
         nn.init.normal_(norm.weight)
     noise = make_noise(actor, noise_type="parameter", noise_std=0.2)
@@ -155,7 +156,7 @@ def test_measuring_a_distance_changes_no_environments_actor() -> None:
     assert torch.equal(noise.act(actor, obs, 0.1), action)
 
 
-def test_the_deviation_falls_linearly_and_then_stays() -> None:
+def test_the_standard_deviation_decays_linearly_and_then_stays() -> None:
     args = make_args(ddpg, noise_std=0.5, noise_std_min=0.1, noise_decay_steps=1000)
     steps = [0, 250, 500, 1000, 9000]
     assert np.allclose([ddpg.noise_std(args, step) for step in steps], [0.5, 0.4, 0.3, 0.1, 0.1])

@@ -3,19 +3,20 @@
 from __future__ import annotations
 
 import copy
+import dataclasses
 import os
 import subprocess
 import sys
 from pathlib import Path
 from types import ModuleType
-from typing import Any
+from typing import Any, NamedTuple
 
 import ale_py
 import gymnasium as gym
 import numpy as np
 import pytest
 import torch
-from conftest import ROOT, make_args
+from conftest import ROOT, flags, make_args, rows
 from torch import Tensor
 
 import ppo_atari as ppo
@@ -54,7 +55,7 @@ def test_advantages_equal_their_formula_with_every_kind_of_end_at_every_step() -
     reward, value, next_value = torch.randn(3, *kinds.shape, dtype=torch.float64)
     terminated, ended = (kinds == 1).double(), (kinds > 0).double()
     parts = reward, value, next_value, terminated, ended
-    computed = ppo.advantages(*parts, 0.9, 0.7)
+    computed = ppo.advantages(*parts, make_args(ppo, gamma=0.9, gae_lambda=0.7))
     expected = [quadratic(*(p[:, i] for p in parts)) for i in range(kinds.shape[1])]
     torch.testing.assert_close(computed, torch.stack(expected, dim=1), rtol=0, atol=1e-12)
 
@@ -71,7 +72,7 @@ class FakeGames(ppo.AtariGames):
         self.look()
 
     def look(self) -> None:
-        self.obs = torch.zeros(self.num_envs, 4, 84, 84, dtype=torch.uint8)
+        self.obs = torch.zeros(self.num_envs, 84, 84, 4, dtype=torch.uint8)
         for n in range(self.num_envs):
             self.obs[n] = 10 * int(self.t - self.begun[n]) + n
 
@@ -84,7 +85,7 @@ class FakeGames(ppo.AtariGames):
         )
         return np.array([5.0, -3.0], np.float32), terminated, truncated, life_lost
 
-    def reset(self, ended: np.ndarray) -> None:
+    def reset(self, ended: np.ndarray, seeds: np.ndarray | None = None) -> None:
         self.begun[ended] = self.t
         self.look()
 
@@ -95,34 +96,41 @@ def act(obs: Tensor) -> tuple[Tensor, Tensor]:
 
 
 def test_a_rollout_keeps_the_last_value_of_a_game_that_was_cut_off() -> None:
-    args = make_args(ppo, num_steps=4)
+    args = make_args(ppo, num_steps=4, gamma=1.0, gae_lambda=0.0)
     plan = {(1, 0): "truncated", (2, 1): "terminated", (0, 1): "life"}
     rollout = ppo.Rollout(2, args)
-    rewards, ended = rollout.collect(FakeGames(plan), act, args)
+    rollout.collect(FakeGames(plan), act, args)
     assert rollout.value[:, 0].tolist() == [0, 10, 0, 10]
     assert rollout.next_value[:, 0].tolist() == [10, 20, 10, 20]  # 20 is the cut game's last
     assert rollout.value[:, 1].tolist() == [1, 11, 21, 1]
     assert rollout.terminated.tolist() == [[0, 1], [0, 0], [0, 1], [0, 0]]
-    assert rollout.ended.tolist() == [[0, 1], [1, 0], [0, 1], [0, 0]]
-    assert ended.tolist() == [[False, False], [True, False], [False, True], [False, False]]
-    assert rewards[0].tolist() == [5, -3] and rollout.reward[0].tolist() == [1, -1]
+    assert rollout.over.tolist() == [[False, False], [True, False], [False, True], [False, False]]
+    assert rollout.reward[0].tolist() == [5, -3]
     assert rollout.obs[:, 1, 0, 0, 0].tolist() == [1, 11, 21, 1]
+    # The target of the value: the clipped reward, and the next value where not terminated
+    targets = rollout.batch(args).returns.view(4, 2)
+    assert targets[:, 0].tolist() == [11, 21, 11, 21]
+    assert targets[:, 1].tolist() == [-1, 20, -1, 10]
 
-    args = make_args(ppo, num_steps=4, episodic_life=False, clip_rewards=False)
+    args = make_args(ppo, num_steps=4, episodic_life=False, clip_rewards=False, gamma=1.0)
     rollout.collect(FakeGames(plan), act, args)
     assert rollout.terminated.tolist() == [[0, 0], [0, 0], [0, 1], [0, 0]]
-    assert rollout.reward[0].tolist() == [5, -3]
+    # With λ = 1 the sum goes on behind a lost life, and stops where a game is over
+    returns = rollout.batch(dataclasses.replace(args, gae_lambda=1.0)).returns.view(4, 2)
+    assert returns[:, 0].tolist() == [5 + 5 + 20, 5 + 20, 5 + 5 + 20, 5 + 20]
+    assert returns[:, 1].tolist() == [-9, -6, -3, -3 + 11]
 
 
 def test_before_the_first_update_after_a_rollout_every_ratio_is_1() -> None:
     args = make_args(ppo, num_steps=32)
-    games = ppo.AtariGames(args, 2, [1])
+    games = ppo.AtariGames(args, 2)
+    games.begin(1)
     agent, rollout = ppo.Agent(games.num_actions, args), ppo.Rollout(2, args)
     with torch.no_grad():  # otherwise all probabilities are about equal
         agent.net.policy.weight.mul_(100)  # type: ignore[operator]
     rollout.collect(games, agent.act, args)
     batch = rollout.batch(args)
-    logits, value = agent.net(batch.obs.permute(0, 3, 1, 2))
+    logits, value = agent.net(batch.obs)
     log_prob = torch.distributions.Categorical(logits=logits).log_prob(batch.action)
     assert log_prob.std() > 0.1
     torch.testing.assert_close((log_prob - batch.log_prob).exp(), torch.ones(64), rtol=0, atol=1e-6)
@@ -133,14 +141,14 @@ def test_before_the_first_update_after_a_rollout_every_ratio_is_1() -> None:
 
 
 def test_a_still_background_does_not_matter_unless_asked_for() -> None:
-    obs = torch.randint(0, 80, (30, 4, 84, 84), dtype=torch.uint8)
-    background = torch.randint(0, 120, (84, 84), dtype=torch.uint8)
+    obs = torch.randint(0, 80, (30, 84, 84, 4), dtype=torch.uint8)
+    background = torch.randint(0, 120, (84, 84, 1), dtype=torch.uint8)
     for norm_obs in True, False:
         net = ppo.Agent(6, make_args(ppo, norm_obs=norm_obs)).net
         values = []
         for seen in obs, obs + background:
             copied = copy.deepcopy(net)
-            copied.standardise.update(seen[:, -1])
+            copied.features.standardise.update(seen[..., -1])
             values.append(copied(seen)[1])
         change = (values[0] - values[1]).abs()
         assert change.max() < 1e-3 if norm_obs else change.mean() > 1e-2
@@ -173,7 +181,7 @@ def test_the_loss_equals_its_formula(clip_value_loss: bool) -> None:
     args = make_args(ppo, clip_value_loss=clip_value_loss, clip_coef=0.2)
     agent, batch = ppo.Agent(6, args), random_batch(32)
     loss, log = agent.loss(batch)
-    logits, value = agent.net(batch.obs.permute(0, 3, 1, 2))
+    logits, value = agent.net(batch.obs)
     policy = torch.distributions.Categorical(logits=logits)
     policy_loss = value_loss = 0.0
     new = policy.log_prob(batch.action)
@@ -225,7 +233,7 @@ def test_one_learning_phase_equals_that_of_stable_baselines3() -> None:
     agent = ppo.Agent(6, args)
     policy: Any = theirs.policy
     modules = (
-        *[m for m in agent.net.features if hasattr(m, "weight")],
+        *[m for m in agent.net.features.layers if hasattr(m, "weight")],
         agent.net.policy,
         agent.net.value,
     )
@@ -240,11 +248,11 @@ def test_one_learning_phase_equals_that_of_stable_baselines3() -> None:
     data = random_batch(64)
     # Ratios on both sides of the clip, and values likewise.
     with torch.no_grad():
-        log_probs, value = agent.act(data.obs.permute(0, 3, 1, 2))
+        log_probs, value = agent.act(data.obs)
         log_prob = log_probs.gather(1, data.action[:, None])[:, 0] + 0.1 * torch.randn(64)
         data = data._replace(log_prob=log_prob, value=value + 0.1 * torch.randn(64))
     buffer = theirs.rollout_buffer
-    buffer.observations[:, 0] = data.obs.permute(0, 3, 1, 2).numpy()
+    buffer.observations[:, 0] = data.obs.movedim(-1, 1).numpy()
     buffer.actions[:, 0, 0] = data.action.numpy()
     for name, part in (("log_probs", "log_prob"), ("values", "value"), ("returns", "returns")):
         getattr(buffer, name)[:, 0] = getattr(data, part).numpy()
@@ -291,14 +299,14 @@ def test_a_compiled_update_equals_the_plain_one_and_moves_the_weights() -> None:
     agents = [ppo.Agent(6, make_args(ppo)) for _ in range(2)]
     agents[1].load_state_dict(agents[0].state_dict())
     for agent in agents:  # with a smaller ε a gradient near 0 makes a step of what is rounding
-        agent.optimizer.eps = 1e-3
+        agent.optimizer.param_groups[0]["eps"] = 1e-3
     start = copy.deepcopy(agents[0].net)
     args = make_args(ppo, compile=True)
-    gradients, step = (ppo.compiled(f, args) for f in (agents[1].gradients, agents[1].step))
+    gradients = ppo.compiled(agents[1].gradients, args)
     for _ in range(3):
         batch = random_batch(16)
         agents[0].step(agents[0].gradients(batch)[0])
-        step(gradients(batch)[0])
+        agents[1].step(gradients(batch)[0])
     parameters = [agent.net.parameters() for agent in agents]
     for old, plain, fast in zip(start.parameters(), *parameters):
         torch.testing.assert_close(plain, fast, rtol=0, atol=1e-5)
@@ -308,11 +316,11 @@ def test_a_compiled_update_equals_the_plain_one_and_moves_the_weights() -> None:
 @pytest.mark.parametrize("seed", range(10))
 def test_a_screen_that_never_changes_has_a_deviation_that_is_a_number(seed: int) -> None:
     torch.manual_seed(seed)
-    standardise = ppo.Standardise(84, 84, make_args(ppo))
+    standardise = ppo.Standardise(make_args(ppo))
     screens = torch.randint(0, 256, (84, 84), dtype=torch.uint8).expand(20, -1, -1)
     for _ in range(20):
         standardise.update(screens)
-        assert standardise.deviation == 1
+        assert standardise.std == 1
 
 
 # Several ranks
@@ -321,7 +329,7 @@ TWO_RANKS = """
 import sys, torch
 import ppo_atari as ppo
 torch.set_num_threads(1)
-args = ppo.Args(device="cpu", num_envs=4)
+args = ppo.Args(device="cpu", num_envs=4, num_steps=32)
 ranks = ppo.Ranks(args)
 data, state = torch.load(sys.argv[1]), torch.load(sys.argv[2])
 agent = ppo.Agent(6, args)
@@ -330,18 +338,52 @@ for whole in data:
     share = ppo.Batch(*(part.chunk(ranks.size)[ranks.rank] for part in whole))
     share = share._replace(advantage=ppo.normalised(share.advantage, ranks))
     agent.step(ranks.mean(agent.gradients(share)[0]))
-agent.net.standardise.update(share.obs[..., -1], ranks.mean)
+agent.net.features.standardise.update(share.obs[..., -1], ranks.mean)
 torch.save(agent.net.state_dict(), f"{sys.argv[3]}/{ranks.size}-{ranks.rank}.pt")
 ranks.close()
 """
 
 
-def torchrun(ranks: int, *words: str | Path) -> None:
+GAMES_OF_RANKS = """
+import os, sys, torch
+import ppo_atari as ppo
+folder, collect, rank = sys.argv.pop(1), ppo.Rollout.collect, os.environ["RANK"]
+reset, seeds = ppo.AtariGames.reset, []
+def note_seeds(games, ended, new=None):
+    seeds.append(new)
+    reset(games, ended, new)
+def note(rollout, games, act, args):
+    weights = [p.detach().flatten() for p in act.__self__.parameters()]
+    collect(rollout, games, act, args)
+    noted = {"seeds": seeds[0].tolist(), "action": rollout.action, "weights": torch.cat(weights)}
+    torch.save(noted, f"{folder}/{rank}.pt")
+ppo.AtariGames.reset, ppo.Rollout.collect = note_seeds, note
+ppo.main()
+"""
+
+SIGNAL_TO_ONE_RANK = """
+import os, signal
+import ppo_atari as ppo
+update = ppo.Standardise.update
+def interrupt(*arguments):
+    update(*arguments)
+    if os.environ["RANK"] == "RANK_OF_SIGNAL":
+        os.kill(os.getpid(), signal.SIGTERM)
+    ppo.Standardise.update = update
+ppo.Standardise.update = interrupt
+ppo.main()
+"""
+
+
+def torchrun(
+    ranks: int, *words: str | Path, check: bool = True, **environ: str
+) -> subprocess.CompletedProcess[str]:
     """Start a script as torchrun does, on this machine."""
     command = [sys.executable, "-m", "torch.distributed.run", "--standalone"]
     command += [f"--nproc-per-node={ranks}", *map(str, words)]
-    done = subprocess.run(command, capture_output=True, text=True, env=os.environ)
-    assert done.returncode == 0, done.stdout + done.stderr
+    done = subprocess.run(command, capture_output=True, text=True, env=os.environ | environ)
+    assert done.returncode == 0 or not check, done.stdout + done.stderr
+    return done
 
 
 def test_two_ranks_with_half_a_minibatch_each_learn_what_one_learns(tmp_path: Path) -> None:
@@ -361,22 +403,55 @@ def test_two_ranks_with_half_a_minibatch_each_learn_what_one_learns(tmp_path: Pa
 
 
 def test_two_ranks_write_one_run_with_the_games_of_both(tmp_path: Path) -> None:
-    from conftest import flags, rows
-
-    script = tmp_path / "script.py"  # a group left open may abort the process at its end
+    """And leave no temporary folder; the run goes on alone, with new games."""
+    script, temporary = tmp_path / "script.py", tmp_path / "temporary"
+    temporary.mkdir()
+    # A process group left open may abort the process at its end.
     lines = ["import ppo_atari, torch.distributed as dist", "ppo_atari.main()"]
     script.write_text("\n".join([*lines, "assert not dist.is_initialized()"]))
     words = flags(ppo, num_envs=4, num_steps=64, run_dir=tmp_path / "run")
-    torchrun(2, script, *words)
+    torchrun(2, script, *words, TMPDIR=str(temporary))
+    assert list(temporary.glob("tmp*")) == []
     episodes = rows(tmp_path / "run" / "episodes.csv")
     assert [row["env_step"] for row in episodes] == ["400"] * 4
+    assert [row["env_step"] for row in rows(tmp_path / "run" / "evaluations.csv")] == ["256", "512"]
     checkpoint = ppo.load_checkpoint(tmp_path / "run" / "checkpoint.pt")
-    assert checkpoint["run"]["env_step"] == 512 and len(checkpoint["ranks"]) == 2
-    seeds = [seed for rank in checkpoint["ranks"] for seed in rank["games"]["seeds"]]
-    assert len(set(seeds)) == 4
-    command = [sys.executable, str(ROOT / "ppo_atari.py"), "--total-timesteps=9999", "--resume"]
+    assert checkpoint["run"]["env_step"] == 512 and checkpoint["run"]["episodes"] == [1] * 4
+    command = [sys.executable, str(ROOT / "ppo_atari.py"), "--total-timesteps=1024", "--resume"]
     alone = subprocess.run([*command, str(tmp_path / "run")], capture_output=True, text=True)
-    assert alone.returncode == 2 and "torchrun --nproc-per-node 2" in alone.stderr, alone.stderr
+    assert alone.returncode == 0, alone.stderr
+    episodes = rows(tmp_path / "run" / "episodes.csv")
+    assert [row["env_step"] for row in episodes] == ["400"] * 4 + ["912"] * 4
+
+
+def test_each_rank_plays_games_and_samples_actions_of_its_own(tmp_path: Path) -> None:
+    script = tmp_path / "script.py"
+    script.write_text(GAMES_OF_RANKS)
+    words = flags(ppo, num_envs=4, num_steps=64, run_dir=tmp_path / "run", total_timesteps=256)
+    torchrun(2, script, tmp_path, *words)
+    first, second = (torch.load(tmp_path / f"{rank}.pt") for rank in (0, 1))
+    assert len({*first["seeds"], *second["seeds"]}) == 4
+    assert not torch.equal(first["action"], second["action"])
+    assert torch.equal(first["weights"], second["weights"])
+
+
+def test_a_signal_to_one_rank_saves_and_ends_the_run_of_all(tmp_path: Path) -> None:
+    for rank in 0, 1:
+        script, run_dir = tmp_path / "script.py", tmp_path / f"run-{rank}"
+        script.write_text(SIGNAL_TO_ONE_RANK.replace("RANK_OF_SIGNAL", str(rank)))
+        words = flags(ppo, num_envs=4, num_steps=64, run_dir=run_dir, total_timesteps=100_000)
+        done = torchrun(2, script, *words, check=False)
+        assert done.returncode != 0 and "--resume" in done.stdout, done.stdout + done.stderr
+        assert 0 < ppo.load_checkpoint(run_dir / "checkpoint.pt")["run"]["env_step"] <= 1024
+
+
+def test_games_that_ranks_cannot_share_are_refused(
+    capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("WORLD_SIZE", "3")
+    with pytest.raises(SystemExit) as ending:
+        ppo.Ranks(make_args(ppo, num_envs=4))
+    assert ending.value.code == 2 and "3 processes cannot share" in capsys.readouterr().err
 
 
 # The games
@@ -386,20 +461,28 @@ def test_the_maximum_over_two_frames_keeps_the_lasers_of_space_invaders() -> Non
     """The lasers are drawn in every second frame, which skipping frames can hide for good."""
     args = make_args(ppo, env_id="ALE/SpaceInvaders-v5", sticky_actions=0.0)
     args.max_episode_frames = 108_000
-    games = ppo.AtariGames(args, 1, [1], size=(210, 160))
+    games = ppo.AtariGames(args, 1, colour=True)
     # The same game frame by frame: no-ops, then the fire button.
     env = gym.make("ALE/SpaceInvaders-v5", frameskip=1, repeat_action_probability=0.0)
     ale: ale_py.ALEInterface = env.unwrapped.ale  # type: ignore[attr-defined]
     env.reset(seed=0)
-    _, info = games.envs.reset(seed=games.seeds)  # once more, for the length of the start
+    reset, info = games.envs.reset, {}
+
+    def note(**options: Any) -> Any:
+        obs, told = reset(**options)
+        info.update(told)
+        return obs, told
+
+    games.envs.reset = note  # type: ignore[method-assign]
+    games.begin(1)
     while ale.getEpisodeFrameNumber() < info["episode_frame_number"][0] - 1:
         ale.act(0)
     ale.act(1)
     lasers = kept = 0
     for _ in range(150):
-        frames = [ale.getScreenGrayscale() for _ in range(4) if ale.act(0) >= 0]
+        frames = [ale.getScreenRGB() for _ in range(4) if ale.act(0) >= 0]
         games.step(torch.tensor([0]))
-        seen = games.obs[0, -1].numpy()
+        seen = games.obs[0, ..., -1].numpy()
         assert np.array_equal(seen, np.maximum(frames[2], frames[3]))
         # The last frame alone lacks what only the one before it shows, between the invaders and
         # the ground: a laser.
@@ -411,7 +494,8 @@ def test_the_maximum_over_two_frames_keeps_the_lasers_of_space_invaders() -> Non
 
 def test_lost_lives_are_told_and_do_not_end_a_game() -> None:
     args = make_args(ppo, env_id="ALE/Breakout-v5", max_episode_frames=108_000)
-    games = ppo.AtariGames(args, 2, [3])
+    games = ppo.AtariGames(args, 2)
+    games.begin(3)
     lost = np.zeros(2, int)
     over = np.zeros(2, bool)
     for _ in range(3000):
@@ -423,44 +507,35 @@ def test_lost_lives_are_told_and_do_not_end_a_game() -> None:
     assert lost.tolist() == [5, 5]
 
 
-def test_a_restored_game_goes_on_as_the_saved_one_did() -> None:
-    """Also after games that began without a seed, and with games of different lengths."""
+def test_games_depend_on_their_seed_and_their_actions_only() -> None:
+    """Also games after the first, which begin without a seed."""
     args = make_args(ppo, env_id="ALE/Breakout-v5", max_episode_frames=200)
-    games, plays = ppo.AtariGames(args, 3, [1]), torch.randint(4, (120, 3))
-    games.RESEED = 45
-    frames = []
-    for t in range(120):
-        if t == 70:
-            saved = copy.deepcopy(games.state())
-        _, terminated, truncated, _ = games.step(plays[t])
-        ended = terminated | truncated
-        ended |= np.array([t % 20 == 19, t % 31 == 30, t in (10, 69)])
-        games.reset(ended)
-        frames.append(games.obs.clone())
-    again = ppo.AtariGames(args, 3, [2])
-    again.RESEED = 45
-    again.restore(saved)
-    assert torch.equal(again.obs, frames[69])
-    for t in range(70, 120):
-        _, terminated, truncated, _ = again.step(plays[t])
-        ended = terminated | truncated
-        ended |= np.array([t % 20 == 19, t % 31 == 30, t in (10, 69)])
-        again.reset(ended)
-        assert torch.equal(again.obs, frames[t]), t
+    plays, seen = torch.randint(4, (120, 3)), []
+    for seed in (1, 0), (1, 0), (2, 0), (1, 4096):
+        games = ppo.AtariGames(args, 3)
+        games.begin(*seed)
+        for play in plays:
+            _, terminated, truncated, _ = games.step(play)
+            games.reset(terminated | truncated)
+        seen.append(games.obs)
+    assert torch.equal(seen[0], seen[1])
+    assert not torch.equal(seen[0], seen[2]) and not torch.equal(seen[0], seen[3])
+    assert not torch.equal(seen[0][0], seen[0][1]), "games side by side differ"
 
 
 def test_minibatches_that_do_not_divide_a_rollout_are_refused(
     capsys: pytest.CaptureFixture[str],
 ) -> None:
     with pytest.raises(SystemExit) as ending:
-        ppo.Rollout(2, make_args(ppo, num_minibatches=3))
+        make_args(ppo, num_minibatches=3)
     assert ending.value.code == 2
-    assert "--num-minibatches is 3, and must divide 64 steps" in capsys.readouterr().err
+    assert "--num-minibatches is 3; it must divide 64 steps" in capsys.readouterr().err
 
 
 def test_rewards_are_the_raw_scores_of_the_game() -> None:
     args = make_args(ppo, env_id="ALE/SpaceInvaders-v5", max_episode_frames=108_000)
-    games = ppo.AtariGames(args, 4, [1])
+    games = ppo.AtariGames(args, 4)
+    games.begin(1)
     rewards = np.stack([games.step(torch.randint(6, (4,)))[0] for _ in range(200)])
     assert set(np.unique(rewards)) > {0.0, 5.0}, "an invader of the lowest row is worth 5 points"
 
@@ -476,3 +551,108 @@ def test_a_policy_that_has_moved_too_far_ends_the_learning_phase(
         updates.append(script.load_checkpoint(path)["run"]["updates"])
     # One pass of two, but where the policy has moved by less than float32 can tell.
     assert updates[0] == updates[1] and 0.5 <= updates[2] / updates[0] < 0.6
+
+
+# The training loop
+
+
+class Spied(NamedTuple):
+    """What a short run did: its rollouts, and of every update the batch, rate and gradient."""
+
+    rollouts: list[ppo.Batch]
+    minibatches: list[ppo.Batch]
+    ratios: list[Tensor]
+    rates: list[float]
+    norms: list[Tensor]
+    run: dict[str, Any]
+
+
+def spied_run(monkeypatch: pytest.MonkeyPatch, **changes: Any) -> Spied:
+    """Four rollouts of 64 steps in two games, each used twice in two minibatches."""
+    spied = Spied([], [], [], [], [], {})
+    batch, gradients = ppo.Rollout.batch, ppo.Agent.gradients
+    adam = torch.optim.Adam.step
+
+    def note_rollout(rollout: ppo.Rollout, args: ppo.Args) -> ppo.Batch:
+        spied.rollouts.append(ppo.Batch(*(part.clone() for part in batch(rollout, args))))
+        return batch(rollout, args)
+
+    def note_minibatch(agent: ppo.Agent, batch: ppo.Batch) -> Any:
+        spied.minibatches.append(batch)
+        with torch.no_grad():
+            log_prob = agent.act(batch.obs)[0].gather(1, batch.action[:, None])[:, 0]
+            spied.ratios.append((log_prob - batch.log_prob).exp())
+        return gradients(agent, batch)
+
+    def note_step(optimizer: torch.optim.Adam) -> None:
+        group = optimizer.param_groups[0]
+        spied.rates.append(group["lr"])
+        spied.norms.append(torch.cat([p.grad.flatten() for p in group["params"]]).norm())
+        adam(optimizer)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(ppo.Rollout, "batch", note_rollout)
+        patch.setattr(ppo.Agent, "gradients", note_minibatch)
+        patch.setattr(torch.optim.Adam, "step", note_step)
+        run_dir = ppo.train(make_args(ppo, total_timesteps=256, **changes))
+    spied.run.update(ppo.load_checkpoint(run_dir / "checkpoint.pt")["run"])
+    return spied
+
+
+def test_the_loop_sets_the_rate_shuffles_normalises_and_clips(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    spied = spied_run(monkeypatch, run_dir=tmp_path / "run", max_grad_norm=1e-3)
+    assert spied.run["env_step"] == 256 and spied.run["updates"] == 16
+    assert spied.run["episodes"] == [1, 1]
+    # The learning rate falls with every rollout.
+    assert spied.rates == pytest.approx(
+        [2.5e-4 * left for left in (1, 0.75, 0.5, 0.25) for _ in "1234"]
+    )
+    assert all(norm <= 1.001e-3 for norm in spied.norms)
+    orders = []
+    for i, rollout in enumerate(spied.rollouts):
+        torch.testing.assert_close(spied.ratios[4 * i], torch.ones(32), rtol=0, atol=1e-6)
+        for epoch in 0, 1:
+            parts = spied.minibatches[4 * i + 2 * epoch :][:2]
+            for part in parts:
+                torch.testing.assert_close(
+                    part.advantage.mean(), torch.tensor(0.0), atol=1e-5, rtol=0
+                )
+                torch.testing.assert_close(
+                    part.advantage.std(), torch.tensor(1.0), atol=1e-3, rtol=0
+                )
+            # Every step of the rollout once, in an order that is new each time
+            returns = torch.cat([part.returns for part in parts])
+            assert torch.equal(returns.sort()[0], rollout.returns.sort()[0])
+            orders.append(tuple((returns[:, None] == rollout.returns).float().argmax(1).tolist()))
+    assert len({*orders, tuple(range(64))}) == len(orders) + 1
+
+
+def test_the_loop_leaves_out_what_is_switched_off(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    off = {"anneal_lr": False, "norm_advantage": False, "max_grad_norm": 1e9}
+    spied = spied_run(monkeypatch, run_dir=tmp_path / "run", **off)
+    assert set(spied.rates) == {2.5e-4} and max(spied.norms) > 0.01
+    learnt = torch.cat([part.advantage for part in spied.minibatches[:2]])
+    assert torch.equal(learnt.sort()[0], spied.rollouts[0].advantage.sort()[0])
+
+
+def test_a_resumed_run_has_the_optimizer_and_the_rate_of_its_flags(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    run_dir = ppo.train(make_args(ppo, run_dir=tmp_path / "run", total_timesteps=128))
+    checkpoint = ppo.load_checkpoint(run_dir / "checkpoint.pt")
+    rates, moments = [], []
+
+    def note_step(optimizer: torch.optim.Adam) -> None:
+        rates.append(optimizer.param_groups[0]["lr"])
+        moments.append([state["exp_avg"].clone() for state in optimizer.state.values()])
+
+    monkeypatch.setattr(torch.optim.Adam, "step", note_step)
+    changes = {"total_timesteps": 192, "anneal_lr": False, "learning_rate": 1e-3}
+    ppo.train(make_args(ppo, resume=run_dir, **changes), checkpoint)
+    saved = [state["exp_avg"] for state in checkpoint["optimizer"]["state"].values()]
+    assert all(torch.equal(*pair) for pair in zip(moments[0], saved, strict=True))
+    assert set(rates) == {1e-3}

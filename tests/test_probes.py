@@ -13,7 +13,8 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
-from conftest import Probe, continuous_only, make_args, trained
+from conftest import continuous_only, make_args, trained
+from probes import Probe
 
 pytestmark = continuous_only
 
@@ -45,8 +46,8 @@ def solve(script: ModuleType, env_id: str, run_dir: Path, **changes: Any) -> Any
 
 @torch.no_grad()
 def action(agent: Any, obs: float) -> torch.Tensor:
-    """The action that is evaluated: the actor's, or its mean's [1, 1]."""
-    return getattr(agent.actor, "mean_action", agent.actor)(torch.tensor([[obs]]))
+    """The action without exploration [1, 1]."""
+    return agent.actor(torch.tensor([[obs]]))
 
 
 @torch.no_grad()

@@ -14,6 +14,8 @@ from types import ModuleType
 import pytest
 from conftest import ROOT, SCRIPTS, kind, run_python
 
+RAY = [path.stem for path in ROOT.glob("*_ray.py")]  # of several processes: no script of its own
+
 
 def shared_blocks(*words: str | Path) -> subprocess.CompletedProcess[str]:
     command = [sys.executable, str(ROOT / "tools" / "shared_blocks.py"), *map(str, words)]
@@ -51,8 +53,9 @@ def test_a_marker_without_its_partner_is_refused(lone: str, tmp_path: Path) -> N
     assert done.returncode == 2 and "a.py" in done.stderr
 
 
-def test_importing_a_script_has_no_side_effects(script: ModuleType, tmp_path: Path) -> None:
-    code = f"import sys; sys.path.insert(0, {str(ROOT)!r}); import {script.__name__}"
+def test_importing_scripts_has_no_side_effects(tmp_path: Path) -> None:
+    names = ", ".join([*SCRIPTS, *RAY])
+    code = f"import sys; sys.path.insert(0, {str(ROOT)!r}); import {names}"
     out, err = run_python(["-B", "-c", code], tmp_path)
     assert (out, err) == ("", "")
     assert not list(tmp_path.iterdir())
@@ -76,16 +79,70 @@ def test_no_script_imports_another(script: ModuleType) -> None:
     assert not imported & ours
 
 
+ORDER = {  # of every script; a class or function that is not here may stand anywhere
+    "Args": 0,
+    "Actor": 2,
+    "Critic": 2,
+    "ReplayBuffer": 3,
+    "Rollout": 3,
+    "Noise": 4,
+    "Agent": 5,
+    "train": 6,
+    "evaluate": 7,
+    "Housekeeping": 8,
+    "Run": 9,
+    "main": 10,
+}
+# Lines above the housekeeping line, at most; the agent begins within the first 300.
+MOST_LINES = dict.fromkeys(SCRIPTS, 520) | {"maddpg_smarts": 650}
+
+
+def places(script: ModuleType) -> dict[str, int]:
+    """The lines in which the classes, functions and the housekeeping begin."""
+    source = Path(str(script.__file__)).read_text()
+    tree = ast.parse(source)
+    found = {node.name: node.lineno for node in tree.body if hasattr(node, "name")}
+    (line,) = (n for n, line in enumerate(source.splitlines(), 1) if line.startswith(HOUSEKEEPING))
+    return found | {"Housekeeping": line}
+
+
+HOUSEKEEPING = "# Housekeeping: "
+
+
+def test_a_script_has_the_sections_of_all_in_their_order(script: ModuleType) -> None:
+    found = places(script)
+    ranks = [ORDER[name] for name in sorted(found, key=lambda name: found[name]) if name in ORDER]
+    assert ranks == sorted(ranks), sorted(found, key=lambda name: found[name])
+    assert {"Args", "Agent", "train", "evaluate", "Housekeeping", "Run", "main"} <= found.keys()
+
+
+def test_the_algorithm_is_read_in_one_sitting(script: ModuleType) -> None:
+    found, lines = places(script), len(Path(str(script.__file__)).read_text().splitlines())
+    print(f"{script.__name__}: {found['Housekeeping']} + {lines - found['Housekeeping']} lines")
+    assert found["Agent"] <= 300
+    assert found["Housekeeping"] <= MOST_LINES[script.__name__]
+
+
+def test_a_docstring_says_what_where_from_and_how_to_run(script: ModuleType) -> None:
+    text = str(script.__doc__)
+    for key in "Papers?", "Run", "Expect":
+        assert re.search(rf"^{key}: +\S", text, re.M), key
+    assert f"python {script.__name__}.py" in text
+    assert len(text.splitlines()) <= 30
+
+
 def test_every_flag_is_used(script: ModuleType) -> None:
-    tree = ast.parse(Path(str(script.__file__)).read_text())
-    rest = [node for node in tree.body if getattr(node, "name", "") != "Args"]
-    read = {
-        node.attr
-        for part in rest
-        for node in ast.walk(part)
-        if isinstance(node, ast.Attribute) and ast.unparse(node.value) == "args"
-    }
-    assert {field.name for field in dataclasses.fields(script.Args)} - read == set()
+    source = Path(str(script.__file__)).read_text()
+    before, args, after = re.split(r"(^class Args:\n.+?\n)(?=^\S)", source, flags=re.M | re.S)[:3]
+    checks = args.partition("    def __post_init__")[2]
+    if kind(script) == "smarts":  # flags of the crossing are used in its folder
+        after += "".join(path.read_text() for path in ROOT.glob("scenarios/*/*.py"))
+    unused = [
+        field.name
+        for field in dataclasses.fields(script.Args)
+        if not re.search(rf"\b{field.name}\b", before + checks + after)
+    ]
+    assert not unused
 
 
 def test_every_flag_is_explained_where_it_stands(script: ModuleType) -> None:
@@ -99,17 +156,46 @@ def requirements(path: Path) -> list[str]:
     return [line for line in lines if line and not line.startswith("#")]
 
 
-def test_a_script_names_the_pins_of_requirements_txt(script: ModuleType) -> None:
+def name_of(requirement: str) -> str:
+    return re.split(r"[=;\[ ]", requirement)[0]
+
+
+# Packages that scripts import by another name, or that a default run needs without importing them.
+IMPORTED_AS = {"pybullet-envs-gymnasium": "pybullet_envs_gymnasium", "ale-py": "ale_py"}
+NEEDED = {"tensorboard": "torch.utils.tensorboard", "pybullet": "pybullet_envs_gymnasium"}
+OPTIONAL = {"wandb", "moviepy", "shimmy", "dm-control", "mujoco", "box2d", "ray", "smarts"}
+
+
+def test_a_script_lists_what_it_uses_by_default_with_the_pins_of_requirements_txt(
+    script: ModuleType,
+) -> None:
+    """Of PEP 723, so that copying an Atari script does not install a physics simulator."""
     source = Path(str(script.__file__)).read_text()
     block = re.search(r"^# /// script\n((?:#.*\n)+?)# ///$", source, re.M)
     assert block, "there is no block of inline script metadata (PEP 723)"
     toml = re.sub("^# ?", "", block[1], flags=re.M)
-    named = re.search(r"^dependencies = (\[.*?^\])$", toml, re.M | re.S)
-    assert named  # a TOML array of strings reads like a Python list
+    match = re.search(r"^dependencies = (\[.*?^\])$", toml, re.M | re.S)
+    assert match  # a TOML array of strings reads like a Python list
+    named = ast.literal_eval(match[1])
     pins = requirements(ROOT / "requirements.txt")
-    if kind(script) == "smarts":
-        pins += requirements(ROOT / "requirements-smarts.txt")
-    assert ast.literal_eval(named[1]) == pins
+    pins += requirements(ROOT / "requirements-smarts.txt")
+    assert set(named) <= set(pins)
+    names = {name_of(requirement) for requirement in named}
+
+    tree, imported = ast.parse(source.replace(block[0], "")), set[str]()
+    for node in ast.walk(tree):
+        if isinstance(node, ast.Import):
+            imported |= {alias.name for alias in node.names}
+        elif isinstance(node, ast.ImportFrom):
+            imported.add(str(node.module))
+    simulator = map(name_of, requirements(ROOT / "requirements-smarts.txt"))  # in its own folder
+    for name in names - set(simulator if kind(script) == "smarts" else []):
+        wanted = NEEDED.get(name, IMPORTED_AS.get(name, name.replace("-", "_")))
+        assert any(module.startswith(wanted) for module in imported) or wanted in source, name
+    top = {module.split(".")[0] for module in imported} - set(sys.stdlib_module_names)
+    packages = {module: name for name, module in IMPORTED_AS.items()}
+    needed = {packages.get(module, module.replace("_", "-")) for module in top} - OPTIONAL
+    assert needed <= names, needed - names
 
 
 def test_every_requirement_is_pinned_exactly() -> None:

@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import copy
-import itertools
 import math
 from pathlib import Path
 from typing import Any
@@ -11,8 +9,8 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
-import torch._inductor.config
-from conftest import Probe, make_args, random_batch, trained
+from conftest import make_args, random_batch, trained
+from probes import Probe
 from stable_baselines3 import SAC
 from stable_baselines3.common.logger import Logger
 from stable_baselines3.common.type_aliases import ReplayBufferSamples
@@ -61,11 +59,12 @@ def test_updates_equal_those_of_stable_baselines3(monkeypatch: pytest.MonkeyPatc
         tau=tau,
     )
     theirs.set_logger(Logger(None, []))
-    theirs.actor.action_dist.epsilon = 0.0  # which keeps its logarithm finite, and is inexact
+    theirs.actor.action_dist.epsilon = 0.0  # added to keep a logarithm finite; it is inexact
     for ours, net in (agent.critics, theirs.critic), (agent.target_critics, theirs.critic_target):
         nn.utils.vector_to_parameters(weights(ours), net.parameters())
-    nn.utils.vector_to_parameters(weights(agent.actor.body), theirs.actor.latent_pi.parameters())
-    weight, bias = agent.actor.head.weight.detach(), agent.actor.head.bias.detach()
+    body, head = agent.actor.net[:-1], agent.actor.net[-1]
+    nn.utils.vector_to_parameters(weights(body), theirs.actor.latent_pi.parameters())
+    weight, bias = head.weight.detach(), head.bias.detach()
     for layer, part in (theirs.actor.mu, slice(0, 2)), (theirs.actor.log_std, slice(2, 4)):
         layer.weight.data.copy_(weight[part])
         layer.bias.data.copy_(bias[part])
@@ -75,7 +74,7 @@ def test_updates_equal_those_of_stable_baselines3(monkeypatch: pytest.MonkeyPatc
         columns = terminated.unsqueeze(1), reward.unsqueeze(1)
         sample = ReplayBufferSamples(obs, action, next_obs, *columns)
         monkeypatch.setattr(theirs.replay_buffer, "sample", lambda *_, s=sample, **__: s)
-        torch.manual_seed(i)  # both draw the same actions
+        torch.manual_seed(i)  # the same actions for both
         theirs.train(gradient_steps=1, batch_size=SIZE)
         torch.manual_seed(i)
         agent.update(sac.Batch(obs, action, reward, terminated, next_obs))
@@ -88,19 +87,20 @@ def test_updates_equal_those_of_stable_baselines3(monkeypatch: pytest.MonkeyPatc
     torch.testing.assert_close(
         weights(agent.target_critics), weights(theirs.critic_target), **close
     )
-    torch.testing.assert_close(weights(agent.actor.body), weights(theirs.actor.latent_pi), **close)
-    torch.testing.assert_close(weights(agent.actor.head), head_of(theirs.actor), **close)
+    torch.testing.assert_close(weights(body), weights(theirs.actor.latent_pi), **close)
+    torch.testing.assert_close(weights(head), head_of(theirs.actor), **close)
     torch.testing.assert_close(agent.log_alpha.detach(), theirs.log_ent_coef.detach()[0], **close)
 
 
 @pytest.mark.parametrize("scale", [0.1, 1.0, 30.0])
 def test_log_probabilities_are_those_of_a_squashed_gaussian_also_in_the_tails(scale: float) -> None:
     actor = make_agent().actor
-    actor.head.weight.data[:ACTION_DIM] *= scale  # the means'
+    actor.net[-1].weight.data[:ACTION_DIM] *= scale  # those of the mean
     obs = torch.randn(256, OBS_DIM)
     torch.manual_seed(1)
     action, log_prob = actor.sample(obs)
-    mean, std, _ = actor(obs)
+    mean, std = actor.mean_and_std(obs)
+    torch.testing.assert_close(actor(obs), torch.tanh(mean))
     torch.manual_seed(1)
     distribution = TransformedDistribution(Normal(mean, std), TanhTransform(cache_size=1))
     same = distribution.rsample()
@@ -128,14 +128,14 @@ def test_gradients_of_the_temperature_are_the_hand_derived_ones() -> None:
 @pytest.mark.parametrize("slope", [0.0, 2.5])
 @pytest.mark.parametrize("alpha", [0.2, 1.7])
 def test_gradients_of_the_actor_are_the_hand_derived_ones(alpha: float, slope: float) -> None:
-    # Without a hidden layer, at observations of 0, the head's biases are the mean m and log σ.
+    # Without a hidden layer, at observations of 0, the last biases are the mean m and log σ.
     # With u = m + σ ξ, log π = -ξ²/2 - log σ + const - log(1 - tanh² u). The critic is slope * a.
     args = make_args(sac, actor_hidden_sizes=(), critic_hidden_sizes=(), num_critics=1)
     agent: Any = sac.Agent(1, 1, args)
     critic = agent.critics[0]
     critic.net[0].weight.data[:] = torch.tensor([[0.0, slope]])
     m, log_std = 0.4, -0.7
-    bias: Any = agent.actor.head.bias
+    bias: Any = agent.actor.net[-1].bias
     bias.data[:] = torch.tensor([m, log_std])
     obs = torch.zeros(64, 1)
     torch.manual_seed(3)
@@ -151,9 +151,9 @@ def test_gradients_of_the_actor_are_the_hand_derived_ones(alpha: float, slope: f
 
 
 @pytest.mark.parametrize("autotune", [True, False])
-def test_alpha_starts_where_it_is_told_and_moves_only_when_it_is_learnt(autotune: bool) -> None:
-    agent = make_agent(autotune=autotune, init_alpha=0.03, **({} if autotune else {"alpha": 0.4}))
+def test_alpha_starts_at_its_flag_and_changes_only_if_it_is_learned(autotune: bool) -> None:
     start = 0.03 if autotune else 0.4
+    agent = make_agent(autotune=autotune, **{"init_alpha" if autotune else "alpha": start})
     assert agent.log_alpha.exp().item() == pytest.approx(start)
     for batch in batches(3):
         agent.update(batch)
@@ -162,21 +162,21 @@ def test_alpha_starts_where_it_is_told_and_moves_only_when_it_is_learnt(autotune
 
 def test_alpha_stays_below_its_bound() -> None:
     agent = make_agent(init_alpha=0.9, max_alpha=1.0, alpha_learning_rate=0.5, target_entropy=1.3)
-    agent.actor.head.bias.data[ACTION_DIM:] = -4.0  # of log σ: less entropy than the target
+    agent.actor.net[-1].bias.data[ACTION_DIM:] = -4.0  # log σ: less entropy than the target
     for batch in batches(5):
         alpha = agent.update(batch)["alpha"]
     assert alpha.item() == pytest.approx(1.0)
 
 
-def test_a_deviation_beyond_its_bound_shrinks_again_and_the_temperature_with_it() -> None:
-    # Nothing is ever earned, so that the actor learns to be random. At first its noise is so wide
-    # that tanh makes it -1 or 1: an entropy far below its target.
+def test_a_std_beyond_its_bound_shrinks_again_and_the_temperature_with_it() -> None:
+    # All rewards are 0, so the actor learns to be random. At first its standard deviation is so
+    # large that tanh makes most actions -1 or 1: an entropy far below its target.
     rates = {f"{name}_learning_rate": 1e-2 for name in ("actor", "critic", "alpha")}
     agent, (batch,) = make_agent(gamma=0.0, init_alpha=0.1, max_alpha=1e9, **rates), batches(1)
     batch = batch._replace(reward=torch.zeros(SIZE))
     for p in agent.critics.parameters():
         p.data.zero_()
-    agent.actor.head.bias.data[ACTION_DIM:] = 4.0  # of log σ, which is held to 2 at most
+    agent.actor.net[-1].bias.data[ACTION_DIM:] = 4.0  # log σ, which is clamped to 2
     losses = [agent.update(batch) for _ in range(500)]
     alphas = [loss["alpha"].item() for loss in losses]
     assert losses[0]["entropy"] < -5
@@ -184,17 +184,28 @@ def test_a_deviation_beyond_its_bound_shrinks_again_and_the_temperature_with_it(
     assert alphas[-1] < 0.5 * max(alphas)
 
 
-def test_a_temperature_that_could_not_be_kept_is_refused(capsys: pytest.CaptureFixture) -> None:
-    for changes, words in [
-        ({"target_entropy": 1.4}, "--target-entropy is 1.4, and must lie below 1.39 here"),
-        ({"alpha": 0.5}, "--alpha 0.5 is for --no-autotune; to learn it, start at --init-alpha"),
-        ({"init_alpha": 11.0}, "--init-alpha is 11.0, and must lie above 0, up to --max-alpha"),
-    ]:
-        with pytest.raises(SystemExit) as stop:
-            make_agent(**changes)
-        assert stop.value.code == 2
-        assert capsys.readouterr().err == f"sac_continuous: {words}\n"
-    make_agent(autotune=False, init_alpha=11.0)  # which means nothing there
+NEEDS = "needs --{}autotune, and has no effect without it"
+
+
+@pytest.mark.parametrize(
+    "changes, words",
+    [
+        ({"alpha": 0.5}, "--alpha " + NEEDS.format("no-")),
+        ({"autotune": False, "init_alpha": 0.5}, "--init-alpha " + NEEDS.format("")),
+        ({"autotune": False, "max_alpha": 0.5}, "--max-alpha " + NEEDS.format("")),
+        ({"autotune": False, "target_entropy": -1.0}, "--target-entropy " + NEEDS.format("")),
+        ({"autotune": False, "alpha_learning_rate": 0.1}, "--alpha-learning-rate needs --autotune"),
+        ({"init_alpha": 11.0}, "--init-alpha is 11.0, more than --max-alpha 10.0"),
+        ({"target_entropy": 0.7}, "--target-entropy is 0.7; it must be below 0.69"),
+    ],
+)
+def test_flags_of_the_temperature_that_have_no_effect_or_no_solution_are_refused(
+    changes: dict[str, Any], words: str, capsys: pytest.CaptureFixture, tmp_path: Path
+) -> None:
+    with pytest.raises(SystemExit) as stop:
+        sac.train(make_args(sac, run_dir=tmp_path / "run", **changes))
+    assert stop.value.code == 2
+    assert capsys.readouterr().err.startswith(f"sac_continuous: {words}")
 
 
 def test_the_automatic_target_is_minus_one_per_action_dimension() -> None:
@@ -210,7 +221,7 @@ class Narrow(Probe):
 
 
 def test_the_entropy_reaches_its_target(register: Any, tmp_path: Path) -> None:
-    # Without a temperature the policy would end at no width at all, and an entropy of -infinity.
+    # Without a temperature the standard deviation would go to 0 and the entropy to -infinity.
     changes: dict[str, Any] = {"target_entropy": -1.5, "init_alpha": 0.1, "learning_starts": 50}
     changes |= {f"{name}_learning_rate": 3e-3 for name in ("actor", "critic", "alpha")}
     changes |= {"total_timesteps": 2500, "eval_interval": 5000, "save_interval": 5000}
@@ -218,88 +229,6 @@ def test_the_entropy_reaches_its_target(register: Any, tmp_path: Path) -> None:
     agent, _ = trained(sac, sac.train(args))
     entropy = -agent.actor.sample(torch.zeros(4000, 1))[1].mean().item()
     assert entropy == pytest.approx(-1.5, abs=0.2)
-
-
-# Compiled code draws its noise from a generator of its own, unless it is told not to.
-@torch._inductor.config.patch(fallback_random=True)
-def test_compiled_updates_move_the_weights_as_eager_ones_do() -> None:
-    torch._dynamo.reset()
-    eager = make_agent()
-    graph = copy.deepcopy(eager)
-    update = sac.compiled(graph.update, make_args(sac, compile=True))
-    assert update != graph.update, "there is no C++ compiler"
-    start = weights(eager.actor)
-    for i, batch in enumerate(batches(3)):
-        torch.manual_seed(i)
-        expected = eager.update(batch)
-        torch.manual_seed(i)
-        torch.testing.assert_close(update(batch), expected, atol=1e-5, rtol=1e-4)
-    assert (weights(graph.actor) - start).abs().max() > 1e-3
-    torch.testing.assert_close(graph.state_dict(), eager.state_dict(), atol=1e-5, rtol=1e-4)
-
-
-def test_compiled_policies_draw_new_noise_in_every_update() -> None:
-    torch._dynamo.reset()
-    graph, (batch,) = make_agent(actor_learning_rate=0.0, critic_learning_rate=0.0), batches(1)
-    update = sac.compiled(graph.update, make_args(sac, compile=True))
-    entropies = {update(batch)["entropy"].item() for _ in range(4)}
-    assert len(entropies) == 4
-
-
-def test_state_dependent_noise_is_held_between_draws_and_gaussian_over_them() -> None:
-    actor = make_agent(use_sde=True, num_envs=3, sde_log_std=-0.5).actor
-    obs = torch.randn(1, OBS_DIM).expand(3, -1)
-    actor.draw_sde_noise()
-    first = actor.explore(obs)
-    assert torch.equal(actor.explore(obs), first)
-    assert len(first[:, 0].unique()) == 3  # each environment has noise of its own
-    mean, std, _ = actor(obs)
-    draws = []
-    for _ in range(3000):
-        actor.draw_sde_noise()
-        draws.append(actor.explore(obs).double().atanh() - mean)
-    noise = torch.cat(draws)
-    torch.testing.assert_close(noise.std(0), std[0].double(), atol=0, rtol=0.05)
-    assert noise.mean(0).abs().max() < 0.05 * std.max()
-
-
-@pytest.mark.parametrize("num_envs", [1, 4])
-def test_the_noise_of_a_run_lasts_as_many_steps_of_each_environment_as_it_is_told(
-    num_envs: int, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
-) -> None:
-    noises, explore = [], sac.Actor.explore
-
-    def note(actor: Any, obs: torch.Tensor) -> torch.Tensor:
-        noises.append(actor.sde_noise.clone())
-        return explore(actor, obs)
-
-    monkeypatch.setattr(sac.Actor, "explore", note)
-    changes: dict[str, Any] = {"num_envs": num_envs, "total_timesteps": 100 + 60 * num_envs}
-    changes |= {"learning_starts": 100, "eval_interval": 1000, "sde_sample_interval": 5}
-    sac.train(make_args(sac, use_sde=True, run_dir=tmp_path / "run", **changes))
-    changed = [not torch.equal(a, b) for a, b in zip(noises, noises[1:])]
-    assert len(noises) == 60 and sum(changed) == 11
-    assert all(b - a == 5 for a, b in itertools.pairwise(np.flatnonzero(changed)))
-
-
-def test_gradients_of_state_dependent_noise_are_those_of_the_noise_that_is_played() -> None:
-    # Learning draws from the Gaussian over all W, and explore() adds φ(s) W itself: one
-    # distribution, so that mean gradients agree.
-    actor = make_agent(use_sde=True, num_envs=1, sde_log_std=-1.0, actor_hidden_sizes=(6,)).actor
-    obs, slope = torch.randn(1, OBS_DIM), torch.tensor([1.0, -2.0])
-    params = [actor.log_sigma, actor.head.weight, *actor.body.parameters()]
-    draws = 20_000
-    action, log_prob = actor.sample(obs.expand(draws, -1))
-    ours = torch.autograd.grad((0.2 * log_prob - action @ slope).mean(), params)
-    mean, std, features = actor(obs)
-    noise = actor.log_sigma.exp() * torch.randn(draws, *actor.log_sigma.shape)  # W
-    u = mean + torch.einsum("nf,bfa->ba", features, noise)
-    normal = TransformedDistribution(Normal(mean, std), TanhTransform(cache_size=1))
-    log_prob = Normal(mean, std).log_prob(u) - normal.transforms[0].log_abs_det_jacobian(u, None)
-    value = torch.tanh(u) @ slope
-    played = torch.autograd.grad((0.2 * log_prob.sum(1) - value).mean(), params)
-    for grad, other in zip(ours, played):
-        assert (grad - other).norm() < 0.1 * other.norm()
 
 
 def test_update_every_keeps_the_number_of_updates(register: Any, tmp_path: Path) -> None:

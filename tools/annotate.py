@@ -1,8 +1,8 @@
 """A script as an annotated page: its comments and docstrings as prose, beside its code.
 
-Nothing is imported from the script: it is read as text, so that a page needs neither PyTorch nor a
-simulator. The code on a page is the whole file, character for character. A comment or docstring
-that is shown as prose stands in the code too, but hidden until the reader asks for it.
+The script is read as text, so that a page needs neither PyTorch nor a simulator. The code on a page
+is the whole file, character for character; what is shown as prose is hidden in the code until the
+reader asks for it.
 
 Hand-written notes (an equation beside its loss, a detail with a name) stand in Markdown:
 
@@ -10,8 +10,8 @@ Hand-written notes (an equation beside its loss, a detail with a name) stand in 
     ### The Bellman error
     ...
 
-A note belongs to the one line that holds the text behind "at". The build fails where no line or
-more than one holds it, so that a note cannot outlive the code that it speaks of.
+A note belongs to the one line that holds the text behind "at". The build fails if no line or more
+than one holds it, so that a note cannot outlive its code.
 """
 
 from __future__ import annotations
@@ -24,23 +24,23 @@ import re
 import tokenize
 from collections.abc import Callable
 from dataclasses import dataclass, field
-from functools import cached_property
 from typing import NamedTuple
 
+import pygments
+from pygments.formatters import HtmlFormatter
 from pygments.lexers import PythonLexer
-from pygments.token import STANDARD_TYPES, Token
 
 NOTE = re.compile(r'^<!-- note (?P<name>[a-z0-9-]+) at "(?P<at>.+)" -->\n', re.M)
 SHARED = re.compile(r"# \[shared: (?P<name>[^\]]+)\]")
+HOUSEKEEPING = re.compile(r"(# )?Housekeeping:")
 HEADINGS = ["code", "usage", "flags", "metrics", "results", "paper", "temperature"]  # of pages
-METADATA = ("# /// script", "# ///")  # the first and last line of a block of PEP 723
 
 
 class Note(NamedTuple):
     """A hand-written remark on one place in a script."""
 
     name: str  # its anchor
-    at: str  # what stands in the line that it belongs to
+    at: str  # a part of the line that it belongs to
     text: str  # Markdown
 
 
@@ -51,12 +51,20 @@ class Flag(NamedTuple):
     kind: str  # its annotation
     default: str
     comment: str
-    group: str  # the comment that stands above its group
+    group: str  # the comment above its group
+
+
+class Anchor(NamedTuple):
+    """An entry of a page's table of contents."""
+
+    name: str
+    title: str
+    level: int
 
 
 @dataclass
 class Row:
-    """Some lines of a script, and what is said beside them."""
+    """Some lines of a script, and the prose beside them."""
 
     first: int  # numbers of lines, counted from 1
     last: int = 0
@@ -72,31 +80,30 @@ def read_notes(markdown: str) -> tuple[str, list[Note]]:
     return text, [Note(name, at, body.strip()) for name, at, body in triples]
 
 
-class Definition(NamedTuple):
-    """A class, a function or a method."""
-
-    name: str  # with its class's name before it
-    last: int  # line
-
-
 class Script:
-    """A script's text, and what its parts are."""
+    """A script's text and its parts."""
 
     def __init__(self, source: str) -> None:
-        self.source = source
-        self.lines = source.splitlines(keepends=True)
+        self.source, self.lines = source, source.splitlines(keepends=True)
         self.tree = ast.parse(source)
         self.docstrings: dict[int, tuple[int, str]] = {}  # first line -> last line, text
-        self.definitions: dict[int, Definition] = {}  # by their first line, of a decorator if any
+        self.definitions: dict[int, tuple[str, int]] = {}  # first line -> name, last line
         self.begin: dict[int, str] = {}  # first line -> name, of those that begin a row
         self.headers: set[int] = set()  # the lines of these before their body
         self.read(self.tree, "")
-        self.comments = self.read_comments()  # line -> text
-        self.hidden = {
-            number
-            for first, (last, _) in self.docstrings.items()
-            for number in range(first, last + 1)
-        } | set(self.comments)
+        code, _, _ = source.partition("# /// script\n")  # PEP 723's list of packages is no comment
+        tokens = tokenize.generate_tokens(io.StringIO(code).readline)
+        self.comments = {  # line -> text, of comments that have a line to themselves
+            token.start[0]: token.string
+            for token in tokens
+            if token.type == tokenize.COMMENT and token.line.lstrip().startswith("#")
+        }
+        self.hidden = set(self.comments)  # lines that are shown as prose
+        for first, (last, _) in self.docstrings.items():
+            self.hidden |= set(range(first, last + 1))
+        lexer, formatter = PythonLexer(stripnl=False, ensurenl=False), HtmlFormatter(nowrap=True)
+        highlighted = pygments.highlight(source, lexer, formatter)
+        self.highlighted = highlighted.splitlines(keepends=True)  # every line as HTML
 
     def read(self, parent: ast.Module | ast.ClassDef | ast.FunctionDef, prefix: str) -> None:
         """Note where docstrings and definitions stand; of functions within functions, neither."""
@@ -104,29 +111,14 @@ class Script:
         if text is not None:
             node = parent.body[0]
             self.docstrings[node.lineno] = (node.end_lineno or node.lineno, text)
-        if isinstance(parent, ast.FunctionDef):
-            return
-        for child in parent.body:
+        for child in parent.body if not isinstance(parent, ast.FunctionDef) else []:
             if isinstance(child, (ast.ClassDef, ast.FunctionDef)):
                 first = min([child.lineno, *(d.lineno for d in child.decorator_list)])
-                last = child.end_lineno or first
-                self.definitions[first] = Definition(prefix + child.name, last)
+                self.definitions[first] = prefix + child.name, child.end_lineno or first
                 if ast.get_docstring(child) is not None or not prefix:
                     self.headers |= set(range(first, child.body[0].lineno))
                     self.begin[first] = prefix + child.name
                 self.read(child, f"{prefix}{child.name}.")
-
-    def read_comments(self) -> dict[int, str]:
-        """The comments that have a line to themselves, but for the block of PEP 723."""
-        comments, metadata = {}, False
-        for token in tokenize.generate_tokens(io.StringIO(self.source).readline):
-            if token.type != tokenize.COMMENT or not token.line.lstrip().startswith("#"):
-                continue
-            metadata |= token.string == METADATA[0]
-            if not metadata:
-                comments[token.start[0]] = token.string
-            metadata &= token.string != METADATA[1]
-        return comments
 
     def find(self, at: str) -> int:
         """The number of the one line that holds the text; ValueError if it is not one."""
@@ -165,30 +157,22 @@ class Script:
     def flags(self) -> list[Flag]:
         """The fields of Args, in order."""
         node = next(n for n in self.tree.body if isinstance(n, ast.ClassDef) and n.name == "Args")
-        flags, group = [], ""
-        previous = node.lineno
+        flags, group, previous = [], "", node.lineno
         for item in node.body:
             if not isinstance(item, ast.AnnAssign) or item.value is None:
                 continue
-            above = [self.comments[n] for n in range(previous, item.lineno) if n in self.comments]
-            if above:
-                group = join_comments(above)
             last = item.end_lineno or item.lineno
-            trailing = [
-                self.lines[n - 1].partition("  # ")[2] for n in range(item.lineno, last + 1)
-            ]
-            kind, default = ast.unparse(item.annotation), ast.unparse(item.value)
-            if isinstance(item.value, ast.Constant | ast.UnaryOp):
-                default = self.source_of(item.value)
-            comment = " ".join(part.strip() for part in trailing if part)
-            flags.append(Flag(ast.unparse(item.target), kind, default, comment, group))
+            above = [self.comments[n] for n in range(previous, item.lineno) if n in self.comments]
+            group = join_comments(above) or group
+            behind = [line.partition("  # ")[2] for line in self.lines[item.lineno - 1 : last]]
+            texts = (
+                ast.get_source_segment(self.source, part) for part in (item.target, item.value)
+            )
+            name, default = map(str, texts)
+            comment = " ".join(part.strip() for part in behind if part)
+            flags.append(Flag(name, ast.unparse(item.annotation), default, comment, group))
             previous = last + 1
         return flags
-
-    def source_of(self, node: ast.expr) -> str:
-        """The text of an expression that stands in one line; columns count bytes."""
-        line = self.lines[node.lineno - 1].encode()
-        return line[node.col_offset : node.end_col_offset].decode()
 
     def blocks(self) -> list[str]:
         """The names of its shared blocks."""
@@ -197,27 +181,8 @@ class Script:
 
     def where(self, number: int) -> str:
         """The name of the class or function that the line stands in, the innermost."""
-        inside = [d.name for f, d in self.definitions.items() if f <= number <= d.last]
+        inside = [n for first, (n, last) in self.definitions.items() if first <= number <= last]
         return max(inside, key=len, default="")
-
-    @cached_property
-    def highlighted(self) -> list[str]:
-        """Every line as HTML; its text, with its line break, is the script's."""
-        lines = [""]
-        for _, kind, text in PythonLexer(stripnl=False, ensurenl=False).get_tokens_unprocessed(
-            self.source
-        ):
-            while kind not in STANDARD_TYPES:
-                kind = kind.parent or Token
-            css = STANDARD_TYPES[kind]
-            for place, part in enumerate(text.split("\n")):
-                if place:
-                    lines[-1] += "\n"
-                    lines.append("")
-                if part:
-                    escaped = html.escape(part, quote=False)
-                    lines[-1] += f'<span class="{css}">{escaped}</span>' if css else escaped
-        return lines[: len(self.lines)]
 
 
 # Prose
@@ -227,87 +192,66 @@ def join_comments(comments: list[str]) -> str:
     return " ".join(comment.lstrip("# ").strip() for comment in comments)
 
 
-# What stands in prose as code: a flag, a shape, a call, a file, a name with an underscore.
+# What stands in prose as a link or as code: a flag, a shape, a call, a file, a name.
 CODE = re.compile(
-    r"""(?P<arxiv>arXiv:(?P<number>[0-9]{4}\.[0-9]{4,5}))
-    | (?P<doi>doi:(?P<id>10\.[^\s)]+[^\s).,]))
-    | (?P<code>(?<![\w-])--[a-z][a-z0-9-]+(\ N\b)?
-        | (?<!\w)\[[A-Z*0-9][A-Za-z0-9*,\ .+_()-]*\]
-        | \b[A-Za-z_][\w.]*\(\)
-        | \b[a-z]\w*_\w\w+(\.[a-z]+)?(?!\w)
-        | \b\w+\.(?:py|csv|json|pt|md|sh|txt)\b
-        | \bAutoresetMode\.\w+ )""",
+    r"""(?P<link>(?P<site>arXiv|doi):(?P<id>10\.[^\s)]+[^\s).,]|[0-9]{4}\.[0-9]{4,5}))
+    | (?<![\w-])--[a-z][a-z0-9-]+(\ N\b)?
+    | (?<!\w)\[[A-Z*0-9][A-Za-z0-9*,\ .+_()-]*\]
+    | \b[A-Za-z_][\w.]*\(\)
+    | \b[a-z]\w*_\w\w+(\.[a-z]+)?(?!\w)
+    | \b\w+\.(?:py|csv|json|pt|md|sh|txt)\b
+    | \bAutoresetMode\.\w+ """,
     re.X,
 )
+SITES = {"arXiv": "https://arxiv.org/abs/", "doi": "https://doi.org/"}
 
 
 def inline(text: str) -> str:
     """A sentence as HTML: papers as links, names and shapes as code."""
+
+    def mark(match: re.Match[str]) -> str:
+        if not match["link"]:
+            return f"<code>{match[0]}</code>"
+        return f'<a href="{SITES[match["site"]]}{match["id"]}">{match[0]}</a>'
+
     text = re.sub(r"(?<=[ (])-(?=[\w(])(?!-)", "\u2212", text)  # a minus, and no place to break
-    out, end = [], 0
-    for match in CODE.finditer(text):
-        out.append(html.escape(text[end : match.start()], quote=False))
-        word = html.escape(match[0], quote=False)
-        if match["arxiv"]:
-            out.append(f'<a href="https://arxiv.org/abs/{match["number"]}">{word}</a>')
-        elif match["doi"]:
-            out.append(f'<a href="https://doi.org/{match["id"]}">{word}</a>')
-        else:
-            out.append(f"<code>{word}</code>")
-        end = match.end()
-    return "".join([*out, html.escape(text[end:], quote=False)])
+    return CODE.sub(mark, html.escape(text, quote=False))
 
 
 def prose(text: str) -> str:
-    """A docstring as HTML: paragraphs; lines such as "Paper: ..." each by itself."""
+    """A docstring as HTML: paragraphs, indented code, and lines such as "Paper:  ..."."""
     paragraphs = []
     for part in re.split(r"\n\s*\n", text):
         lines = part.splitlines()
-        if all(line.startswith("    ") for line in lines):
+        if all(line.startswith("    ") for line in lines) or re.match(r"\w+ {2,}\S", part):
             paragraphs.append(f"<pre><code>{html.escape(part, quote=False)}</code></pre>")
         elif re.match(r"[A-Z][a-z]+: ", part):
-            entries: list[list[str]] = []
-            for line in lines:
-                key, _, rest = line.partition(":")
-                if re.match(r"[A-Z][a-z]+: ", line):
-                    entries.append([key, rest.strip()])
-                elif re.match(r"\s*(python|torchrun) ", line) or "arXiv" not in entries[-1][1]:
-                    entries[-1].append(line.strip())
-                else:
-                    entries.append(["", line.strip()])
-            shown = []
-            for key, *values in entries:
-                if values[0].startswith(("python", "torchrun", "tensorboard")):
-                    value = "<br>".join(map(command, values))
-                else:
-                    value = inline(" ".join(values))
-                shown.append(f"<b>{key}</b> {value}" if key else value)
-            paragraphs.append("<p>" + "<br>".join(shown) + "</p>")
+            entries = (re.fullmatch(r"([A-Z][a-z]+:)?\s*(.+)", line) for line in lines)
+            shown = [f"<b>{e[1] or ''}</b> {command(e[2])}" for e in entries if e]
+            paragraphs.append(f"<p>{'<br>'.join(shown)}</p>")
         else:
             paragraphs.append(f"<p>{inline(' '.join(line.strip() for line in lines))}</p>")
     return "\n".join(paragraphs)
 
 
 def command(line: str) -> str:
-    """A command as HTML; a remark in brackets may stand behind it, some spaces away."""
-    words, _, remark = line.partition("  ")
-    remark = html.escape(remark.strip(), quote=False)
-    return f'<code class="run">{html.escape(words, quote=False)}</code> {remark}'.strip()
+    """A line as HTML; a command as code, without the remark behind it."""
+    words, space, remark = line.partition("  ")
+    if not words.startswith(("python ", "torchrun ", "tensorboard ")):
+        return inline(line)
+    return f'<code class="run">{html.escape(words, quote=False)}</code>{space}{inline(remark)}'
 
 
-def slug(text: str) -> str:
-    return "-".join(re.findall(r"[a-z0-9]+", text.lower())[:6]) or "remark"
+def slug(text: str, taken: set[str]) -> str:
+    """An anchor from the first words of the text, unlike those that are taken."""
+    name = "-".join(re.findall(r"[a-z0-9]+", text.lower())[:6]) or "remark"
+    while name in taken:
+        name += "-here"
+    taken.add(name)
+    return name
 
 
 # Pages
-
-
-class Anchor(NamedTuple):
-    """An entry of a page's table of contents."""
-
-    name: str
-    title: str
-    level: int
 
 
 def anchor_link(name: str) -> str:
@@ -320,26 +264,31 @@ def note_html(note: Note, render: Callable[[str], str]) -> tuple[str, str]:
     if not title:
         raise ValueError(f"the note {note.name} has no title (###)")
     heading = render(title[1]).removeprefix("<p>").removesuffix("</p>")
-    link, body = anchor_link(note.name), render(note.text[title.end() :])
-    shown = f'<div class="note" id="{note.name}"><h4>{heading}{link}</h4>{body}</div>'
+    body = render(note.text[title.end() :])
+    heading = f"<h4>{heading}{anchor_link(note.name)}</h4>"
+    shown = f'<div class="note" id="{note.name}">{heading}{body}</div>'
     return shown, re.sub(r"[`$\\]", "", title[1])
 
 
-def code_lines(script: Script, lines: list[str], first: int, last: int) -> str:
-    """Lines as HTML, numbered; what is told as prose, and blank lines at either end, are hidden."""
-    told = {n for n in range(first, last + 1) if n in script.hidden}
-    for numbers in range(first, last + 1), range(last, first - 1, -1):
-        for number in numbers:
-            if number not in told and script.lines[number - 1].strip():
-                break
-            told.add(number)
-    out = []
-    for number in range(first, last + 1):
-        css = "line told" if number in told else "line"
-        out.append(
-            f'<span class="{css}" id="L{number}" data-n="{number}">{lines[number - 1]}</span>'
-        )
-    return "".join(out)
+def row_html(prose: list[str], code: list[str], attributes: str) -> str:
+    """Prose, and lines of code beside it."""
+    return (
+        f'<div class="folio-row"><div class="folio-prose">{"".join(prose)}</div>'
+        f'<div class="folio-code highlight"><pre><code {attributes}>{"".join(code)}'
+        "</code></pre></div></div>"
+    )
+
+
+def code_lines(script: Script, first: int, last: int) -> list[str]:
+    """Numbered lines as HTML; prose, and blank lines at either end, are hidden."""
+    numbers = range(first, last + 1)
+    seen = [n for n in numbers if n not in script.hidden and script.lines[n - 1].strip()]
+    shown = set(range(seen[0], seen[-1] + 1) if seen else []) - script.hidden
+    return [
+        f'<span class="line{"" if n in shown else " told"}" id="L{n}" data-n="{n}">'
+        f"{script.highlighted[n - 1]}</span>"
+        for n in numbers
+    ]
 
 
 def listing(
@@ -353,15 +302,12 @@ def listing(
     render makes HTML of a note's Markdown; shared_with says of a shared block's name where else it
     stands.
     """
-    lines, out, anchors = script.highlighted, [], []
-    taken = {*script.begin.values(), *HEADINGS}
+    out, anchors, taken = [], list[Anchor](), {*script.begin.values(), *HEADINGS}
     for row in script.rows(notes):
-        parts, comments = [], []
+        parts, comments = [], list[str]()
         if row.name:
-            title = html.escape(row.name)
-            parts.append(
-                f'<h3 id="{title}" class="name"><code>{title}</code>{anchor_link(title)}</h3>'
-            )
+            title = f"<code>{row.name}</code>{anchor_link(row.name)}"
+            parts.append(f'<h3 id="{row.name}" class="name">{title}</h3>')
             anchors.append(Anchor(row.name, row.name, 1 + ("." in row.name)))
         for kind, text in [*row.prose, ("end", "")]:
             if kind == "comment":
@@ -369,11 +315,8 @@ def listing(
                 continue
             if comments:
                 words = join_comments(comments)
-                name = slug(words)
-                while name in taken:
-                    name += "-here"
-                taken.add(name)
-                if words.startswith("From here on housekeeping"):
+                name = slug(words, taken)
+                if HOUSEKEEPING.match(words):
                     name = "housekeeping"
                     anchors.append(Anchor(name, "Housekeeping", 1))
                 parts.append(f'<p id="{name}">{inline(words)}{anchor_link(name)}</p>')
@@ -389,12 +332,7 @@ def listing(
             shown, title = note_html(note, render)
             parts.append(shown)
             anchors.append(Anchor(note.name, title, 3))
-        code = code_lines(script, lines, row.first, row.last)
-        out.append(
-            f'<div class="folio-row"><div class="folio-prose">{"".join(parts)}</div>'
-            f'<div class="folio-code highlight"><pre><code data-search-exclude>{code}'
-            "</code></pre></div></div>"
-        )
+        out.append(row_html(parts, code_lines(script, row.first, row.last), "data-search-exclude"))
     choice = (
         '<label class="folio-choice"><input type="checkbox" id="folio-told"> '
         "comments and docstrings in the code as well</label>"
@@ -402,78 +340,35 @@ def listing(
     return f'{choice}<div class="folio">{"".join(out)}</div>', anchors
 
 
-# Differences
-
-
-class Hunk(NamedTuple):
-    """What differs in one place: lines of the one script in place of lines of the other."""
-
-    a_first: int  # counted from 1; as many lines as a has here
-    a_lines: list[str]
-    b_first: int
-    b_lines: list[str]
-
-
-def hunks(a: str, b: str) -> list[Hunk]:
-    """All differences, in order."""
-    old, new = a.splitlines(keepends=True), b.splitlines(keepends=True)
-    matcher = difflib.SequenceMatcher(None, old, new, autojunk=False)
-    return [
-        Hunk(i + 1, old[i:i_end], j + 1, new[j:j_end])
-        for tag, i, i_end, j, j_end in matcher.get_opcodes()
-        if tag != "equal"
-    ]
-
-
-def hunk_html(a: Script, b: Script, hunk: Hunk) -> str:
-    """The lines that go, and those that come, in the colours of the scripts' pages."""
-    shown = []
-    for sign, script, first, count in (
-        ("-", a, hunk.a_first, len(hunk.a_lines)),
-        ("+", b, hunk.b_first, len(hunk.b_lines)),
-    ):
-        lines = script.highlighted
-        css = "gone" if sign == "-" else "come"
-        for number in range(first, first + count):
-            shown.append(f'<span class="line {css}" data-n="{number}">{lines[number - 1]}</span>')
-    return (
-        f'<div class="folio-code highlight"><pre><code data-a="{hunk.a_first}" '
-        f'data-b="{hunk.b_first}">{"".join(shown)}</code></pre></div>'
-    )
-
-
 def difference(
     a: Script, b: Script, notes: list[Note], render: Callable[[str], str]
 ) -> tuple[str, list[Anchor]]:
     """All differences as HTML: those with a note beside it, in order; then the rest, folded."""
-    told: list[str] = []
-    rest: list[str] = []
-    anchors = []
-    left = list(notes)
-    for hunk in hunks(a.source, b.source):
-        here = [n for n in left if any(n.at in line for line in hunk.a_lines + hunk.b_lines)]
+    told, rest, anchors, left = list[str](), list[str](), list[Anchor](), list(notes)
+    matcher = difflib.SequenceMatcher(None, a.lines, b.lines, autojunk=False)
+    for tag, i, i_end, j, j_end in matcher.get_opcodes():
+        if tag == "equal":
+            continue
+        sides = [(a, "gone", range(i + 1, i_end + 1)), (b, "come", range(j + 1, j_end + 1))]
+        changed = "".join(a.lines[i:i_end] + b.lines[j:j_end])
+        lines = [
+            f'<span class="line {css}" data-n="{n}">{script.highlighted[n - 1]}</span>'
+            for script, css, numbers in sides
+            for n in numbers
+        ]
+        places = (script.where(n) for script, _, numbers in reversed(sides) for n in numbers)
+        place = next(filter(None, places), "top of the file")
+        parts = [f'<p class="place"><code>{place}</code></p>']
+        here = [note for note in left if note.at in changed]
         left = [note for note in left if note not in here]
-        side, first, count = (
-            (b, hunk.b_first, len(hunk.b_lines))
-            if hunk.b_lines
-            else (a, hunk.a_first, len(hunk.a_lines))
-        )
-        places = (side.where(number) for number in range(first, first + count))
-        place = next(filter(None, places), "")
-        parts = [f'<p class="place"><code>{place or "top of the file"}</code></p>']
         for note in here:
             shown, title = note_html(note, render)
             parts.append(shown)
             anchors.append(Anchor(note.name, title, 1))
-        row = (
-            f'<div class="folio-row"><div class="folio-prose">{"".join(parts)}</div>'
-            f"{hunk_html(a, b, hunk)}</div>"
-        )
-        (told if here else rest).append(row)
+        first = f'data-a="{i + 1}" data-b="{j + 1}"'
+        (told if here else rest).append(row_html(parts, lines, first))
     if left:
         raise ValueError(f"{left[0].at!r} stands in no line that differs")
     folded = f"<details><summary>The other {len(rest)} places: flags, names, housekeeping</summary>"
-    return (
-        f'<div class="folio difference">{"".join(told)}{folded}{"".join(rest)}</details></div>',
-        anchors,
-    )
+    page = f'<div class="folio difference">{"".join(told)}{folded}{"".join(rest)}</details></div>'
+    return page, anchors

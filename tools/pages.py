@@ -1,17 +1,14 @@
 """MkDocs hooks: what the site shows of scripts, studies and results, made at build time.
 
 A page in docs/ says where: <!-- code -->, <!-- flags -->, <!-- results -->, <!-- diff A B -->,
-<!-- curves FOLDER -->, <!-- scores -->, <!-- speed -->, <!-- scripts -->, <!-- studies -->,
-<!-- include FILE -->. Nothing of it is written down a second time, so that nothing can be out of
-date. Every script in the root has a page, also one that nobody has written about yet.
+<!-- curves FOLDER -->, <!-- scripts -->, <!-- studies -->, <!-- include FILE -->. Every script in
+the root has a page, also one that nobody has written about yet.
 """
 
 from __future__ import annotations
 
 import functools
-import html
 import importlib.util
-import io
 import re
 import sys
 import xml.etree.ElementTree as etree
@@ -31,8 +28,24 @@ from mkdocs.structure.pages import Page
 from mkdocs.structure.toc import AnchorLink
 
 ROOT = Path(__file__).resolve().parent.parent
-RESULTS = ROOT / "benchmark" / "results"
+RESULTS, STUDIES = ROOT / "benchmark" / "results", ROOT / "benchmark" / "studies"
 ORDER = ["ddpg", "td3", "sac", "ppo_atari", "a2c", "maddpg", "ppo_smarts"]  # of the pages
+NEW_PAGE = """# {0}.py
+
+{1}
+
+## Code
+
+<!-- code -->
+
+## Flags
+
+<!-- flags -->
+
+## Results
+
+<!-- results -->
+"""
 
 
 # Mathematics: $...$ and $$...$$ become MathML, which browsers draw by themselves
@@ -56,7 +69,7 @@ class Mathematics(InlineProcessor):
 
 
 class MathematicsExtension(markdown.Extension):
-    """Behind code (190), which keeps its dollars, and before all else."""
+    """After code (190), which keeps its dollars, and before everything else."""
 
     def extendMarkdown(self, md: markdown.Markdown) -> None:
         """Add the pattern."""
@@ -81,21 +94,6 @@ def script(name: str) -> annotate.Script:
     return annotate.Script((ROOT / f"{name}.py").read_text())
 
 
-def absent() -> set[str]:
-    """The pages about scripts that are not there."""
-    pages = {path.name for path in (ROOT / "docs").glob("*_*.md")}
-    return {page for page in pages if re.search(r"_(continuous|atari|smarts)\.md$", page)} - {
-        f"{name}.md" for name in scripts()
-    }
-
-
-def sizes(name: str) -> tuple[int, int]:
-    """Lines to read, and lines of housekeeping behind them."""
-    lines = script(name).lines
-    end = next(i for i, line in enumerate(lines) if line.startswith("# From here on housekeeping"))
-    return end, len(lines) - end
-
-
 def summary(name: str) -> str:
     """The first line of the script's docstring."""
     return script(name).docstrings[1][1].splitlines()[0]
@@ -115,39 +113,36 @@ class Score(NamedTuple):
     """What the runs of one setting reached in one environment, or what others published."""
 
     env_id: str
-    what: str  # the setting, or whose figure it is
+    what: str  # the setting, or whose score it is
     script: str
-    steps: str
-    seeds: str
-    middle: str  # interquartile mean and its interval
-    mean: str  # and deviation
-    note: str  # protocol of a published figure
-    link: str
-    folder: str  # of the runs, empty for a published figure
+    steps: int  # 0 if a publication does not say
+    seeds: int  # 0 for a published score
+    mean: str
+    std: str = ""
+    middle: str = ""  # interquartile mean and its interval
+    note: str = ""  # protocol of a published score
+    link: str = ""
+    folder: str = ""  # of the runs
 
+    @property
+    def text(self) -> str:
+        """The mean and the standard deviation."""
+        return f"{self.mean} ± {self.std}" if self.std else self.mean
 
-def env_id_of(name: str) -> str:
-    """The environment's id from a run folder's name, which has no slash."""
-    return re.sub(r"^(dm_control|ALE|mpe2|smarts)-", r"\1/", name)
+    @property
+    def length(self) -> str:
+        """The number of steps, to be read."""
+        return f"{self.steps:,}" if self.steps else ""
 
 
 @functools.cache
 def script_of(folder: str) -> str:
     """The script that made the runs of a folder of results: its study says, or its name."""
-    study = ROOT / "benchmark" / "studies" / f"{folder}.sh"
-    if study.exists():
-        match = re.search(r"--script (\w+)\.py", study.read_text())
-        if match:
-            return match[1]
+    study = STUDIES / f"{folder}.sh"
+    match = re.search(r"--script (\w+)\.py", study.read_text() if study.exists() else "")
     names = [n for n in scripts() if n.split("_")[0] == folder.split("_")[0]]
     exact = [n for n in names if n.split("_")[-1] in folder]
-    return (exact or names or [""])[0]
-
-
-@functools.cache
-def groups(folder: str) -> Any:
-    """The runs in a folder of results, as plot.py reads them."""
-    return plot().read_runs([RESULTS / folder], 0)
+    return match[1] if match else (exact or names or [""])[0]
 
 
 def result_folders() -> list[str]:
@@ -156,23 +151,18 @@ def result_folders() -> list[str]:
     return [path.name for path in found if any(path.rglob("evaluations.csv"))]
 
 
-def decimals(mean: str, std: str) -> str:
-    return f"{mean} ± {std}" if std else mean
-
-
 @functools.cache
 def scores() -> list[Score]:
     """All that was measured, from the runs' own CSV files."""
     found = []
     for folder in result_folders():
-        for row in plot().results(groups(folder), []):
+        for row in plot().results(plot().read_runs([RESULTS / folder], 0), []):
             row = {key: re.sub(r"^-(0\.0+)$", r"\1", value) for key, value in row.items()}
-            bounds = f" [{row['low']}, {row['high']}]" if row["low"] else ""
-            one = row["seeds"] == "1"
-            mean = row["mean"] if one else decimals(row["mean"], row["std"])
-            steps, middle = f"{int(row['env_steps']):,}", row["iqm"] + bounds
-            place = env_id_of(row["env_id"]), row["what"], script_of(folder), steps, row["seeds"]
-            found.append(Score(*place, middle, mean, "", "", folder))
+            env_id = re.sub(r"^(dm_control|ALE|mpe2|smarts)-", r"\1/", row["env_id"])
+            middle = row["iqm"] + (f" [{row['low']}, {row['high']}]" if row["low"] else "")
+            counts = int(row["env_steps"]), int(row["seeds"])
+            place = env_id, row["what"], script_of(folder), *counts, row["mean"], row["std"]
+            found.append(Score(*place, middle=middle, folder=folder))
     return found
 
 
@@ -182,145 +172,71 @@ def published() -> list[Score]:
     found = []
     for row in plot().published_rows(plot().PUBLISHED):
         names = [n for n in scripts() if n.split("_")[0] == row["algorithm"]]
-        if len(names) > 1:  # PPO plays Atari in one script, and drives in another
-            atari = row["env_id"].startswith("ALE/")
-            names = [n for n in names if n.endswith("_atari") == atari] or names
-        steps = f"{int(row['env_steps']):,}" if row["env_steps"] else ""
-        mean = decimals(row["mean"], row["std"])
-        place = row["env_id"], row["implementation"], (names or [""])[0], steps, "", ""
-        found.append(Score(*place, mean, row["protocol"], row["source"], ""))
+        atari = row["env_id"].startswith("ALE/")  # PPO has two scripts
+        names = [n for n in names if n.endswith("_atari") == atari] or names or [""]
+        place = row["env_id"], row["implementation"], names[0], int(row["env_steps"] or 0), 0
+        more = {"std": row["std"], "note": row["protocol"], "link": row["source"]}
+        found.append(Score(*place, row["mean"], **more))
     return found
 
 
-def speeds() -> list[tuple[str, list[str], list[list[str]]]]:
-    """For each environment, its id, and the head and rows of a table of speeds.
-
-    A cell holds steps per CPU second, and in brackets the ratio that speed.py gives.
-    """
-    cells: dict[str, dict[tuple[str, str], str]] = {}
-    for path in sorted((RESULTS / "speed").glob("*.md")):
-        lines = path.read_text().splitlines()
-        env_id = lines[0].rpartition(" ")[2]
-        for line in lines:
-            row = [cell.strip() for cell in line.strip("|").split("|")]
-            if len(row) == 6 and row[0].isupper():
-                value = f"{row[2].split(' ')[0]} ({row[4]} ×)"
-                cells.setdefault(env_id, {})[row[0], row[1]] = value
-    tables = []
-    for env_id, here in cells.items():
-        order = [name.split("_")[0].upper() for name in scripts()]
-        names = sorted({name for name, _ in here}, key=order.index)
-        contenders = sorted(
-            dict.fromkeys(contender for _, contender in here),
-            key=lambda contender: not contender.startswith("FolioRL"),
-        )
-        rows = [[c, *(here.get((name, c), "") for name in names)] for c in contenders]
-        tables.append((env_id, ["", *names], rows))
-    return tables
-
-
-# Tables
-
-
-def table(head: list[str], rows: list[list[str]], css: list[str] | None = None) -> str:
-    """Cells of HTML as a table that scrolls by itself where it is too wide."""
-    kinds = css or [""] * len(rows)
-    lines = ["".join(f"<th>{cell}</th>" for cell in head)]
-    lines += ["".join(f"<td>{cell}</td>" for cell in row) for row in rows]
-    body = "".join(
-        f"<tr{f' class={kind!r}' if kind else ''}>{line}</tr>"
-        for kind, line in zip(kinds, lines[1:])
-    )
-    return (
-        '<div class="md-typeset__scrollwrap"><div class="md-typeset__table"><table>'
-        f"<thead><tr>{lines[0]}</tr></thead><tbody>{body}</tbody></table></div></div>"
-    )
-
-
-def steps_of(score: Score) -> int:
-    return int(score.steps.replace(",", "") or 0)
-
-
-def returned(score: Score) -> float:
-    """A score's mean."""
-    return float(score.mean.split(" ± ")[0])
-
-
-def nearest(theirs: list[Score], here: list[Score]) -> list[Score]:
-    """Of each publisher's figures for our environment, the one at the most similar length."""
-    ours = max(steps_of(score) for score in here)
-    peers: dict[tuple[str, str], Score] = {}
-    for score in theirs:
-        if score.env_id != here[0].env_id:
-            continue
-        key = score.what, score.script
-        before = peers.get(key, score)
-        closer = abs(steps_of(score) - ours) <= abs(steps_of(before) - ours)
-        peers[key] = score if closer else before
-    return list(peers.values())
+def nearest(score: Score) -> list[Score]:
+    """Of each publisher's scores for a task and script, the one at the most similar length."""
+    peers: dict[str, Score] = {}
+    same = [p for p in published() if (p.env_id, p.script) == (score.env_id, score.script)]
+    for peer in sorted(same, key=lambda peer: -abs(peer.steps - score.steps)):
+        peers[peer.what] = peer
+    return [peer for peer in same if peer in peers.values()]
 
 
 def headlines() -> list[Score]:
     """For each script and environment the setting with the most seeds, then steps, then return."""
     first: dict[tuple[str, str], Score] = {}
-    rank = lambda s: (int(s.seeds), steps_of(s), returned(s))  # noqa: E731
+    rank = lambda s: (s.seeds, s.steps, float(s.mean))  # noqa: E731
     for score in sorted(scores(), key=rank, reverse=True):
         first.setdefault((score.script, score.env_id), score)
     return sorted(first.values(), key=lambda s: (scripts().index(s.script), s.env_id))
 
 
-def score_table(ours: list[Score], theirs: list[Score], with_script: bool = False) -> str:
+# Tables and sections, in Markdown
+
+
+def table(head: list[str], rows: list[list[str]]) -> str:
+    lines = [head, ["---"] * len(head), *rows]
+    return "".join(f"| {' | '.join(line)} |\n" for line in lines)
+
+
+def script_table(suffix: str = "md") -> str:
+    """Every script, what it is, and its size; with a link to the script or to its page."""
+    rows = []
+    for name in scripts():
+        lines = script(name).lines
+        ends = (i for i, line in enumerate(lines) if annotate.HOUSEKEEPING.match(line))
+        end = next(ends, len(lines))
+        link, what = f"[{name}.py]({name}.{suffix})", summary(name).rstrip(".")
+        rows.append([link, what, str(end), str(len(lines) - end)])
+    return table(["script", "what it is", "algorithm (lines)", "utilities (lines)"], rows)
+
+
+def score_table(ours: list[Score]) -> str:
     """Our scores, each environment's followed by what others published."""
-    rows, css = [], []
+    rows = []
     for env_id in dict.fromkeys(score.env_id for score in ours):
         here = [score for score in ours if score.env_id == env_id]
-        algorithms = {score.script for score in here}
-        peers = [s for s in nearest(theirs, here) if s.script in algorithms]
-        for score in here + peers:
-            link = f"{score.script}.html"
-            what = f"<code>{html.escape(score.what)}</code>"
-            if score.link:
-                what = f'<a href="{score.link}">{html.escape(score.what)}</a>, {score.note}'
-            elif with_script:
-                what = f'<a href="{link}">{score.script}.py</a>, {what}'
-            first = f"<code>{env_id}</code>" if score is here[0] else ""
-            rows.append([first, what, score.steps, score.seeds, score.middle, score.mean])
-            css.append("published" if score.link else "")
+        longest = max(here, key=lambda score: score.steps)
+        for i, score in enumerate(here + nearest(longest)):
+            peer = f"[{score.what}]({score.link}){{ .published }}, {score.note}"
+            what = peer if score.link else f"`{score.what}`"
+            seeds = str(score.seeds or "")
+            first = "" if i else f"`{env_id}`"
+            rows.append([first, what, score.length, seeds, score.middle, score.text])
     head = ["environment", "setting", "steps", "seeds", "interquartile mean [95% interval]"]
-    return table([*head, "mean ± std"], rows, css)
-
-
-def result_section(name: str) -> str:
-    """A script's results beside the published ones; what is published and not run here yet."""
-    ours = [score for score in scores() if score.script == name]
-    theirs = [score for score in published() if score.script == name]
-    parts = []
-    if ours:
-        parts.append(score_table(ours, theirs))
-        for folder in dict.fromkeys(score.folder for score in ours):
-            parts.append(figure(folder))
-    else:
-        parts.append("<p>No run of this script has been finished and filed yet.</p>")
-    done = {score.env_id for score in ours}
-    missing = [score for score in theirs if score.env_id not in done]
-    if missing:
-        parts.append("<p>Published, and not run with this script yet:</p>")
-        rows = [
-            [
-                f"<code>{s.env_id}</code>",
-                f'<a href="{s.link}">{html.escape(s.what)}</a>',
-                s.steps,
-                s.mean,
-                s.note,
-            ]
-            for s in missing
-        ]
-        head = ["environment", "implementation", "steps", "mean ± std", "protocol"]
-        parts.append(table(head, rows))
-    return "\n".join(parts)
+    return table([*head, "mean ± std"], rows)
 
 
 def figure(folder: str) -> str:
+    if not (RESULTS / folder / "returns_by_steps.svg").exists():
+        return ""
     title = f"Learning curves of {folder}, by environment steps"
     return (
         f'<figure class="curves"><div><img src="figures/{folder}.svg" alt="{title}"></div>'
@@ -329,112 +245,65 @@ def figure(folder: str) -> str:
     )
 
 
-def drawing(folders: list[str]) -> Any:
-    """The learning curves of some folders of results, one panel for each environment."""
-    plotter, together = plot(), {}
-    for folder in folders:
-        together.update(groups(folder))
-    ours = [score for score in scores() if score.folder in folders]
-    envs = dict.fromkeys(score.env_id for score in ours)
-    peers = [p for env in envs for p in nearest(published(), [s for s in ours if s.env_id == env])]
-    shown = {(peer.env_id, peer.what, peer.steps.replace(",", "")) for peer in peers}
+def result_section(name: str) -> str:
+    """A script's results beside the published ones; what is published and not run here yet."""
+    ours = [score for score in scores() if score.script == name]
+    parts = ["No run of this script has been finished and filed yet."]
+    if ours:
+        folders = dict.fromkeys(score.folder for score in ours)
+        parts = [score_table(ours), *map(figure, folders)]
+    done = {score.env_id for score in ours}
     rows = [
-        row
-        for row in plotter.published_rows(plotter.PUBLISHED)
-        if (row["env_id"], row["implementation"], row["env_steps"]) in shown
+        [f"`{s.env_id}`", f"[{s.what}]({s.link})", s.length, s.text, s.note]
+        for s in published()
+        if s.script == name and s.env_id not in done
     ]
-    return plotter.curves(together, "steps", rows, 0)
+    head = ["environment", "implementation", "steps", "mean ± std", "protocol"]
+    more = ["Published, and not run with this script yet:", table(head, rows)] if rows else []
+    return "\n\n".join(parts + more)
 
 
-@functools.cache
-def draw(folder: str) -> bytes:
-    """The learning curves of a folder of results, as an SVG."""
-    out, figure = io.BytesIO(), drawing([folder])
-    figure.savefig(out, format="svg", metadata={"Date": None}, transparent=True)
-    plot().plt.close(figure)
-    return out.getvalue()
-
-
-def speed_tables() -> str:
-    return "\n".join(
-        f"<p><code>{env}</code></p>{table(head, rows)}" for env, head, rows in speeds()
-    )
-
-
-def script_table() -> str:
-    rows = []
-    for name in scripts():
-        lesson, housekeeping = sizes(name)
-        rows.append(
-            [
-                f'<a href="{name}.html">{name}.py</a>',
-                html.escape(summary(name)),
-                str(lesson),
-                str(housekeeping),
-            ]
-        )
-    return table(["script", "what it is", "lines to read", "lines of housekeeping"], rows)
-
-
-def default_text(source: str) -> str:
-    if source == "None":
-        return "none"
-    return html.escape(source.strip('"') or '""')
+def cell(text: str) -> str:
+    """A comment for a table: what Markdown would take for marks is written as entities."""
+    return re.sub(r"[\\`*_{}\[\]|$]", lambda match: f"&#{ord(match[0])};", annotate.inline(text))
 
 
 def flag_tables(name: str) -> str:
     """A script's flags, by the groups of Args."""
-    found, out = script(name).flags(), []
-    for group in dict.fromkeys(flag.group for flag in found):
-        title, _, rest = group.partition(". ")
-        title, _, more = title.rstrip(".").partition(": " if ": " in title else ", ")
-        about = ". ".join(part for part in (more, rest) if part)
-        out.append(
-            f"<p><b>{html.escape(title)}.</b> {annotate.inline(about[:1].upper() + about[1:])}</p>"
-        )
-        rows = []
-        for flag in found:
-            if flag.group != group:
-                continue
-            word = flag.name.replace("_", "-")
-            shown = f"--{word}" + (f", --no-{word}" if flag.kind == "bool" else "")
-            literal = flag.kind.startswith("Literal") and flag.kind.endswith("]")
-            choices = re.findall(r"'([^']+)'", flag.kind) if literal else []
-            comment = annotate.inline(flag.comment)
-            if choices:
-                comment = "<code>" + "</code> | <code>".join(choices) + f"</code>: {comment}"
-            rows.append(
-                [
-                    f'<code id="--{word}">{shown}</code>',
-                    f"<code>{default_text(flag.default)}</code>",
-                    comment,
-                ]
-            )
+    out, groups = [], dict[str, list[list[str]]]()
+    for flag in script(name).flags():
+        kind = re.sub(r"^Fixed\[(.*)\]$", r"\1", flag.kind)
+        word = flag.name.replace("_", "-")
+        shown = f"--{word}" + (f", --no-{word}" if kind == "bool" else "")
+        choices = re.findall(r"'([^']+)'", kind) if kind.startswith("Literal") else []
+        comment = cell(flag.comment)
+        if choices:
+            comment = " &#124; ".join(f"`{choice}`" for choice in choices) + f": {comment}"
+        default = "none" if flag.default == "None" else flag.default.strip('"') or '""'
+        row = [f'<code id="--{word}">{shown}</code>', f"`{default}`", comment]
+        groups.setdefault(flag.group, []).append(row)
+    for group, rows in groups.items():
+        title, _, about = re.sub(r"[:,] |\. ", "\n", group.rstrip("."), count=1).partition("\n")
+        out.append(f"**{title}.** {cell(about[:1].upper() + about[1:])}")
         out.append(table(["flag", "default", "what it is"], rows))
-    return "\n".join(out)
+    return "\n\n".join(out)
 
 
 def study_list() -> str:
     """Every study: what it asks, how it is run, what came of it."""
     out, folders = [], result_folders()
-    for path in sorted((ROOT / "benchmark" / "studies").glob("*.sh")):
-        lines = path.read_text().splitlines()[1:]
-        comment = []
-        for line in lines:
-            if not line.startswith("#"):
-                break
-            comment.append(line.removeprefix("#").removeprefix(" "))
-        about, _, commands = "\n".join(comment).partition("\n\n")
+    for path in sorted(STUDIES.glob("*.sh")):
+        comment = re.match(r"#!.*\n((?:#.*\n)+)", path.read_text())
+        about, _, commands = re.sub(
+            r"^# ?", "", comment[1] if comment else "", flags=re.M
+        ).partition("\n\n")
         command = re.sub(r"  +any flag.*", "", commands.strip().splitlines()[0]).strip()
-        out.append(f'<h3 id="{path.stem}">{path.stem}{annotate.anchor_link(path.stem)}</h3>')
-        out.append(f"<p>{annotate.inline(' '.join(about.split()))}</p>")
-        out.append(f"<pre><code>{html.escape(command)}</code></pre>")
-        if path.stem in folders:
-            ours = [score for score in scores() if score.folder == path.stem]
-            out += [score_table(ours, published()), figure(path.stem)]
-        else:
-            out.append("<p><i>Not run to its end yet.</i></p>")
-    return "\n".join(out)
+        out += [f"### {path.stem} {{#{path.stem}}}", cell(" ".join(about.split()))]
+        out.append(f"```\n{command}\n```")
+        ours = [score for score in scores() if score.folder == path.stem]
+        filed = [score_table(ours), figure(path.stem)]
+        out += filed if path.stem in folders else ["*Not run to its end yet.*"]
+    return "\n\n".join(out)
 
 
 # The hooks
@@ -445,29 +314,20 @@ def shared_with(name: str) -> Callable[[str], str]:
 
     def sentence(block: str) -> str:
         others = [n for n in scripts() if n != name and block in script(n).blocks()]
-        links = [f'<a href="{n}.html">{n.split("_")[0]}</a>' for n in others]
-        label = f"<b>{html.escape(block)}</b>"
-        return f"Shared block {label}: the same text in {', '.join(links)}" if links else label
+        links = ", ".join(f'<a href="{n}.html">{n.split("_")[0]}</a>' for n in others)
+        return f"Shared block <b>{block}</b>: the same text in {links}" if links else block
 
     return sentence
 
 
 def notes_of(name: str) -> list[annotate.Note]:
-    """The notes of a script's page, and those of _notes.md whose place the script has."""
+    """The notes of a page, and if it is a script's, those of _notes.md that it has a place for."""
     path = ROOT / "docs" / f"{name}.md"
     own = annotate.read_notes(path.read_text())[1] if path.exists() else []
+    if name not in scripts():
+        return own
     common = annotate.read_notes((ROOT / "docs" / "_notes.md").read_text())[1]
     return own + [note for note in common if script(name).source.count(note.at) == 1]
-
-
-def renderer(config: MkDocsConfig) -> Callable[[str], str]:
-    def render(text: str) -> str:
-        md = markdown.Markdown(
-            extensions=config.markdown_extensions, extension_configs=config.mdx_configs
-        )
-        return re.sub(r'href="(\w+)\.md', r'href="\1.html', md.convert(text))
-
-    return render
 
 
 def on_config(config: MkDocsConfig) -> MkDocsConfig:
@@ -481,93 +341,73 @@ def on_config(config: MkDocsConfig) -> MkDocsConfig:
 
 def on_files(files: Files, config: MkDocsConfig) -> Files:
     """Add the scripts themselves, the figures, and pages that are not written by hand."""
-    for file in list(files):
-        if file.src_uri in absent():
-            files.remove(file)
+
+    def add(name: str, content: str | bytes) -> None:
+        files.append(File.generated(config, name, content=content))
+
     for name in scripts():
-        text = script(name).source
-        files.append(File.generated(config, f"{name}.py", content=text))
+        add(f"{name}.py", script(name).source)
         if files.get_file_from_path(f"{name}.md") is None:
-            page = (
-                f"# {name}.py\n\n{summary(name)}\n\n<!-- code -->\n\n## Flags\n\n<!-- flags -->\n"
-            )
-            page += "\n## Results\n\n<!-- results -->\n"
-            files.append(File.generated(config, f"{name}.md", content=page))
-    for folder in result_folders():
-        files.append(File.generated(config, f"figures/{folder}.svg", content=draw(folder)))
+            add(f"{name}.md", NEW_PAGE.format(name, summary(name)))
+    for path in RESULTS.glob("*/returns_by_steps.svg"):
+        add(f"figures/{path.parent.name}.svg", path.read_bytes())
     for path in RESULTS.glob("*/runaway.svg"):  # drawn from losses, and no learning curve
-        files.append(File.generated(config, f"figures/{path.name}", content=path.read_bytes()))
-    contributing = (ROOT / "CONTRIBUTING.md").read_text()
-    files.append(File.generated(config, "contributing.md", content=contributing))
+        add(f"figures/{path.name}", path.read_bytes())
+    add("contributing.md", (ROOT / "CONTRIBUTING.md").read_text())
     return files
 
 
 def on_page_markdown(text: str, page: Page, config: MkDocsConfig, files: Files) -> str:
-    """Take the notes out, and the files that are included in."""
-
-    def include(match: re.Match[str]) -> str:
-        included = (ROOT / match[1]).read_text()
-        if match[1].endswith("results/README.md"):
-            included = re.sub(r"^# .*\n", "", included)
-        return included.strip("\n")
-
-    text = annotate.read_notes(text)[0]
-    for page_name in absent():  # no links to pages that are not there
-        text = re.sub(rf"\[([^]]+)\]\({page_name}[^)]*\)", r"\1", text)
-    return re.sub(r"^<!-- include (\S+) -->$", include, text, flags=re.M)
-
-
-def on_page_content(text: str, page: Page, config: MkDocsConfig, files: Files) -> str:
-    """Put what is made from scripts and results in its places."""
-    name, render = Path(page.file.src_uri).stem, renderer(config)
-
-    def links(anchors: list[annotate.Anchor]) -> list[AnchorLink]:
-        tops: list[AnchorLink] = []
-        for anchor in anchors:
-            item = AnchorLink(anchor.title, anchor.name, 3)
-            if anchor.level == 1 or not tops:
-                tops.append(item)
-            elif anchor.level > 1:
-                tops[-1].children.append(item)
-        return tops
-
-    def under(name: str) -> list[AnchorLink]:
-        """The children of the page's entry of that name, to add to."""
-        found = [item for top in page.toc for item in [top, *top.children] if item.id == name]
-        return found[0].children if found else []
+    """Take the notes out, and put in what is Markdown: tables, sections and other files."""
+    name = Path(page.file.src_uri).stem
 
     def replace(match: re.Match[str]) -> str:
-        kind, words = match[1], match[2].split()
-        if kind == "code":
-            shown, anchors = annotate.listing(
-                script(name), notes_of(name), render, shared_with(name)
-            )
-            under("code").extend(links(anchors))
-            return shown
-        if kind == "diff":
-            source = (ROOT / "docs" / page.file.src_uri).read_text()
-            notes = annotate.read_notes(source)[1]
-            prefix = f"{words[0].split('_')[0]}-{words[1].split('_')[0]}-"
-            notes = [note for note in notes if note.name.startswith(prefix)]
-            shown, anchors = annotate.difference(script(words[0]), script(words[1]), notes, render)
-            under(prefix.strip("-")).extend(links(anchors))
-            return shown
-        if kind == "studies":
-            paths = sorted((ROOT / "benchmark" / "studies").glob("*.sh"))
-            under("list").extend(AnchorLink(path.stem, path.stem, 3) for path in paths)
+        kind, word = match[1], match[2]
+        if kind == "include":
+            included = (ROOT / word).read_text().strip("\n")
+            return re.sub(r"^# .*\n", "", included) if "results" in word else included
         made: dict[str, Callable[[], str]] = {
             "flags": lambda: flag_tables(name),
             "results": lambda: result_section(name),
-            "scores": lambda: score_table(headlines(), published(), with_script=True),
-            "speed": speed_tables,
             "scripts": script_table,
             "studies": study_list,
-            "curves": lambda: figure(words[0]),
+            "curves": lambda: figure(word),
         }
         return made[kind]()
 
-    return re.sub(
-        r"<!-- (code|diff|flags|results|scores|speed|scripts|studies|curves) ?(.*?) ?-->",
-        replace,
-        text,
-    )
+    text = annotate.read_notes(text)[0]
+    kinds = "include|flags|results|scripts|studies|curves"
+    text = re.sub(rf"^<!-- ({kinds}) ?(\S*) ?-->$", replace, text, flags=re.M)
+    text = text.replace("../benchmark/results/README.md#", "studies.md#")
+    text = text.replace("../benchmark/results/README.md", "studies.md#notes")
+    return re.sub(r"\]\(\.\./(\w+\.py)\)", r"](\1)", text)
+
+
+def on_page_content(text: str, page: Page, config: MkDocsConfig, files: Files) -> str:
+    """Put scripts and their differences in their places, and into the table of contents."""
+    name = Path(page.file.src_uri).stem
+
+    def render(note: str) -> str:
+        settings = {
+            "extensions": config.markdown_extensions,
+            "extension_configs": config.mdx_configs,
+        }
+        return re.sub(r'href="(\w+)\.md', r'href="\1.html', markdown.markdown(note, **settings))
+
+    def replace(match: re.Match[str]) -> str:
+        if match[1] == "code":
+            where, place = "code", (script(name), notes_of(name), render, shared_with(name))
+            shown, anchors = annotate.listing(*place)
+        else:
+            a, b = match[2].split()
+            where = f"{a.split('_')[0]}-{b.split('_')[0]}"
+            notes = [note for note in notes_of(name) if note.name.startswith(f"{where}-")]
+            shown, anchors = annotate.difference(script(a), script(b), notes, render)
+        found = (item for top in page.toc for item in [top, *top.children] if item.id == where)
+        entry = next(found)
+        for anchor in anchors:
+            under = entry if anchor.level == 1 or not entry.children else entry.children[-1]
+            under.children.append(AnchorLink(anchor.title, anchor.name, 3))
+        return shown
+
+    return re.sub(r"<!-- (code|diff) ?(.*?) ?-->", replace, text)

@@ -1,26 +1,16 @@
 #!/usr/bin/env bash
-# TD3 on PyBullet's hopper and half-cheetah with rates that fall to 0 by the end of the run, so that
-# the last policy is no matter of chance: the defaults, and the paper's networks, batch and rates.
+# TD3 on PyBullet's hopper and half-cheetah with learning rates that fall to 0 by the end of the
+# run, so that the last policy is not a matter of chance: the defaults, and the paper's networks,
+# batch and learning rates.
 #
-#   benchmark/studies/td3_anneal.sh --workers 3        any flag of run.sh; --smoke for a quick trial
+#   benchmark/studies/td3_anneal.sh --workers 3     any flag of run.sh, such as --smoke
 #   python benchmark/plot.py runs/td3_anneal --out benchmark/results/td3_anneal
-cd "$(dirname "$0")/../.." || exit
-status=0
+study=$(readlink -f "$0") && cd "${study%/*}/../.." || exit
 
-study() { # name of the setting, its environment, its length; then its flags
-    local name=$1 env_id=$2 steps=$3
-    shift 3
-    benchmark/run.sh --script td3_continuous.py --env-ids "$env_id" --seeds 1 2 3 \
-        --name "$name" --runs-dir runs/td3_anneal "${launcher[@]}" -- "$@" \
-        --total-timesteps "$steps" --anneal-learning-rate --eval-episodes 20 || status=$?
-    ((status < 128)) || exit "$status" # stopped by the user
-}
-
-launcher=("$@")
-study td3_anneal_500k HopperBulletEnv-v0 500000 --eval-interval 25000
-for env_id in HalfCheetahBulletEnv-v0 HopperBulletEnv-v0; do
-    study td3_paper_bfloat16 "$env_id" 1000000 --eval-interval 50000 --bfloat16 \
+exec benchmark/run.sh --runs-dir "runs/$(basename "$study" .sh)" --script td3_continuous.py \
+    --setting td3_anneal_500k "--env-ids HopperBulletEnv-v0 --total-timesteps 500000 \
+        --eval-interval 25000" \
+    --setting td3_paper_bfloat16 "--env-ids HalfCheetahBulletEnv-v0 HopperBulletEnv-v0 --bfloat16 \
         --actor-hidden-sizes 400 300 --critic-hidden-sizes 400 300 --batch-size 100 \
-        --actor-learning-rate 1e-3 --critic-learning-rate 1e-3
-done
-exit "$status"
+        --actor-learning-rate 1e-3 --critic-learning-rate 1e-3" "$@" -- \
+    --total-timesteps 1000000 --eval-interval 50000 --anneal-lr --eval-episodes 20

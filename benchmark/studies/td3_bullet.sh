@@ -1,28 +1,23 @@
 #!/usr/bin/env bash
-# TD3 on PyBullet: what learning rates from 1e-5 to 1e-3 and buffers from 100k to 1M do, one
-# changed at a time, with an actor of 256 units a layer and a critic of 512; and the defaults.
+# Study S1, claims C2, C3 and C5, its table and figures of TD3 on four PyBullet robots: the study's
+# settings (td3, td3_second), buffers, and noise that does not decay. 300k steps, reduced from up to
+# 100k episodes; the noise is that of ddpg_bullet.sh.
 #
-#   benchmark/studies/td3_bullet.sh --workers 4        any flag of run.sh; --smoke for a quick trial
+#   benchmark/studies/td3_bullet.sh --workers 2     any flag of run.sh, such as --smoke
 #   python benchmark/plot.py runs/td3_bullet --out benchmark/results/td3_bullet
-cd "$(dirname "$0")/../.." || exit
-status=0
+study=$(readlink -f "$0") && cd "${study%/*}/../.." || exit
 
-study() { # name of the setting; then its flags
-    local name=$1
-    shift
-    benchmark/run.sh --script td3_continuous.py --seeds 1 2 3 --env-ids HopperBulletEnv-v0 \
-        Walker2DBulletEnv-v0 HalfCheetahBulletEnv-v0 AntBulletEnv-v0 HumanoidBulletEnv-v0 \
-        --name "$name" --runs-dir runs/td3_bullet "${launcher[@]}" -- "$@" \
-        --total-timesteps 1000000 --learning-starts 10000 --eval-interval 25000 || status=$?
-    ((status < 128)) || exit "$status" # stopped by the user
-}
-
-launcher=("$@")
-study td3_default
-for setting in 1e-5:200000 1e-4:200000 1e-3:200000 1e-4:100000 1e-4:1000000; do
-    rate=${setting%:*} buffer=${setting#*:}
-    study "td3_lr${rate}_buffer$((buffer / 1000))k" \
-        --actor-learning-rate "$rate" --critic-learning-rate "$rate" --buffer-size "$buffer" \
-        --actor-hidden-sizes 256 256 --critic-hidden-sizes 512 512
-done
-exit "$status"
+rate() { echo "--actor-learning-rate $1 --critic-learning-rate $1"; }
+exec benchmark/run.sh --runs-dir "runs/$(basename "$study" .sh)" --script td3_continuous.py \
+    --setting td3 "--env-ids HumanoidBulletEnv-v0 HopperBulletEnv-v0" \
+    --setting td3 "--env-ids HalfCheetahBulletEnv-v0 --buffer-size 1000000" \
+    --setting td3 "--env-ids Walker2DBulletEnv-v0 $(rate 1e-3)" \
+    --setting td3_second "--env-ids HalfCheetahBulletEnv-v0 $(rate 1e-3)" \
+    --setting td3_buffer100k "--env-ids HopperBulletEnv-v0 HalfCheetahBulletEnv-v0 \
+        --buffer-size 100000" \
+    --setting td3_buffer200k "--env-ids HalfCheetahBulletEnv-v0" \
+    --setting td3_buffer1M "--env-ids HopperBulletEnv-v0 --buffer-size 1000000" \
+    --setting td3_constant_noise "--env-ids HopperBulletEnv-v0 --noise-decay-steps 0" "$@" -- \
+    --gamma 0.99 --tau 0.005 --batch-size 256 --buffer-size 200000 $(rate 3e-4) \
+    --noise-type ou --noise-std 0.2 --noise-std-min 0.02 --noise-decay-steps 150000 \
+    --learning-starts 10000 --total-timesteps 300000 --eval-interval 10000

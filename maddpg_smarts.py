@@ -184,8 +184,8 @@ class StackedLinear(nn.Module):
     def forward(self, *parts: Tensor) -> Tensor:
         """The output for inputs [n, B, I_k] side by side: x W = x_1 W_1 + x_2 W_2 + ...
 
-        An input that is equal for all agents can be given once, as [1, B, I_k]. On the crossing,
-        not repeating observations, and no gradient for them, saves an eighth of an update.
+        An input that is equal for all agents can be given once, as [1, B, I_k], so that it is not
+        repeated. No gradient is computed for an input that needs none, such as observations.
         """
         output: Tensor = self.bias
         for x, weight in zip(parts, self.weight.split([x.shape[2] for x in parts], dim=1)):

@@ -53,7 +53,7 @@ def test_the_same_seed_gives_the_same_run_however_often_it_is_evaluated(
     script: ModuleType, finished: Finished, tmp_path: Path
 ) -> None:
     run_dir, interval = finished(script), make_args(script).eval_interval
-    args = make_args(script, eval_interval=interval // 3, run_dir=tmp_path / "run")
+    args = make_args(script, eval_interval=interval // 2, run_dir=tmp_path / "run")
     again = script.train(args)
     assert rows(again / "episodes.csv") == rows(run_dir / "episodes.csv")
     (before, _), (now, _) = curves(run_dir), curves(again)
@@ -64,13 +64,13 @@ def test_the_same_seed_gives_the_same_run_however_often_it_is_evaluated(
 def test_another_seed_gives_another_run(
     script: ModuleType, finished: Finished, tmp_path: Path
 ) -> None:
-    changes = {"seed": 2, "total_timesteps": 256, "eval_interval": 10_000}
+    changes = {"seed": 2, "eval_interval": 10_000, "eval_episodes": 1}
     other = script.train(make_args(script, run_dir=tmp_path / "run", **changes))
-    columns = [
-        {row[name] for row in rows(folder / "episodes.csv")[:4] for name in row}
-        for folder in (finished(script), other)
-    ]
-    assert columns[0] != columns[1]
+    one, two = (rows(folder / "losses.csv")[-1] for folder in (finished(script), other))
+    assert one.keys() == two.keys() and one["env_step"] == two["env_step"]
+    assert all(one[name] != two[name] for name in one if name.endswith("_loss"))
+    if kind(script) != "atari":  # short games of Pong often end alike
+        assert rows(finished(script) / "episodes.csv") != rows(other / "episodes.csv")
 
 
 # The run folder and the terminal

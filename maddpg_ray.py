@@ -16,6 +16,7 @@ Expect: the returns of maddpg_smarts.py; less time where simulators and updates 
 from __future__ import annotations
 
 import dataclasses
+import importlib
 import os
 import sys
 from pathlib import Path
@@ -280,7 +281,8 @@ def main() -> None:
 
 
 if __name__ == "__main__":
-    main()
+    # Imported by its name, since Ray's workers cannot compile what is defined in __main__
+    importlib.import_module(SCRIPT).main()
 
 # Dependencies, for "uv run" and "pip install --requirements-from-script" (PEP 723):
 # /// script

@@ -182,15 +182,16 @@ class StackedLinear(nn.Module):
         self.bias = nn.Parameter(torch.empty(n, 1, fan_out).uniform_(-bound, bound))
 
     def forward(self, *parts: Tensor) -> Tensor:
-        """The layer's output for inputs [n, B, I_k] side by side: x W = x_1 W_1 + x_2 W_2 + ...
+        """The output for inputs [n, B, I_k] side by side: x W = x_1 W_1 + x_2 W_2 + ...
 
-        A part that is equal for all agents can be given once, as [1, B, I_k]. On the crossing this
-        saves an eighth of an update: observations are not repeated for each agent, and no gradient
-        is computed for them.
+        An input that is equal for all agents can be given once, as [1, B, I_k], so that it is not
+        repeated. No gradient is computed for an input that needs none, such as observations.
         """
         output: Tensor = self.bias
         for x, weight in zip(parts, self.weight.split([x.shape[2] for x in parts], dim=1)):
-            output = output + torch.einsum("nbi,nio->nbo", x, weight)
+            shared = len(x) < len(weight)
+            product = torch.einsum("bi,nio->nbo", x[0], weight) if shared else x @ weight
+            output = output + product
         return output
 
 
@@ -549,9 +550,9 @@ class PrioritizedReplayBuffer(ReplayBuffer):
     def __init__(self, env: MultiAgentEnv, args: Args) -> None:
         super().__init__(env, args)
         self.alpha, self.by_rank = args.per_alpha, args.per_variant == "rank"
-        self.error = nn.Buffer(torch.empty_like(self.reward), persistent=False)  # |δ|, or -1
+        self.error = nn.Buffer(torch.zeros_like(self.reward), persistent=False)  # |δ|, or -1
         # p^α. In float32, the sum of a million would be off by more than its smallest parts.
-        priority = torch.empty_like(self.reward, dtype=torch.float64)
+        priority = torch.zeros_like(self.reward, dtype=torch.float64)
         self.priority = nn.Buffer(priority, persistent=False)
         self.largest = nn.Buffer(torch.ones(len(env.names), device=args.device))  # |δ| so far
         self.sorted = torch.empty(len(env.names), 0, device=args.device)  # |δ| at the last sorting
@@ -950,7 +951,8 @@ class Run:
         total = args.total_timesteps
         self.bar = tqdm(total=total, initial=self.env_step, unit=" steps", disable=hide)
         for number in {signal.SIGINT, signal.SIGTERM, getattr(signal, "SIGHUP", signal.SIGINT)}:
-            if signal.getsignal(number) != signal.SIG_IGN:  # nohup ignores SIGHUP
+            # What nohup ignores stays ignored, but not what a shell ignores in the background
+            if number == signal.SIGINT or signal.getsignal(number) != signal.SIG_IGN:
                 signal.signal(number, self.interrupt)
 
     def open_folder(self) -> None:
@@ -958,14 +960,14 @@ class Run:
         args = self.args
         name = f"{args.env_id}__{args.exp_name}__{args.seed}__{time.time_ns()}".replace("/", "-")
         self.folder = args.run_dir = args.resume or args.run_dir or Path("runs") / name
-        if not args.resume and (self.folder / "checkpoint.pt").exists():
-            fail(f"{self.folder} holds a run; --resume continues it, or give another --run-dir")
         self.folder.mkdir(parents=True, exist_ok=True)
         self.lock = filelock.FileLock(self.folder / ".lock", blocking=False)
         try:
             self.lock.acquire()
         except filelock.Timeout:
             fail(f"{self.folder} is in use by another process")
+        if not args.resume and (self.folder / "checkpoint.pt").exists():
+            fail(f"{self.folder} holds a run; --resume continues it, or give another --run-dir")
         for name in "episodes.csv", "evaluations.csv", "losses.csv":
             path = self.folder / name  # without the rows that the checkpoint does not know
             if path.exists():

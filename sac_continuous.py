@@ -566,7 +566,8 @@ class Run:
         total = args.total_timesteps
         self.bar = tqdm(total=total, initial=self.env_step, unit=" steps", disable=hide)
         for number in {signal.SIGINT, signal.SIGTERM, getattr(signal, "SIGHUP", signal.SIGINT)}:
-            if signal.getsignal(number) != signal.SIG_IGN:  # nohup ignores SIGHUP
+            # What nohup ignores stays ignored, but not what a shell ignores in the background
+            if number == signal.SIGINT or signal.getsignal(number) != signal.SIG_IGN:
                 signal.signal(number, self.interrupt)
 
     def open_folder(self) -> None:
@@ -574,14 +575,14 @@ class Run:
         args = self.args
         name = f"{args.env_id}__{args.exp_name}__{args.seed}__{time.time_ns()}".replace("/", "-")
         self.folder = args.run_dir = args.resume or args.run_dir or Path("runs") / name
-        if not args.resume and (self.folder / "checkpoint.pt").exists():
-            fail(f"{self.folder} holds a run; --resume continues it, or give another --run-dir")
         self.folder.mkdir(parents=True, exist_ok=True)
         self.lock = filelock.FileLock(self.folder / ".lock", blocking=False)
         try:
             self.lock.acquire()
         except filelock.Timeout:
             fail(f"{self.folder} is in use by another process")
+        if not args.resume and (self.folder / "checkpoint.pt").exists():
+            fail(f"{self.folder} holds a run; --resume continues it, or give another --run-dir")
         for name in "episodes.csv", "evaluations.csv", "losses.csv":
             path = self.folder / name  # without the rows that the checkpoint does not know
             if path.exists():

@@ -169,6 +169,7 @@ def main_in_child(path: str, words: list[str], folder: Path, file_limit: int | N
     os.chdir(folder)
     for number, name in ((1, "stdout.txt"), (2, "stderr.txt")):
         os.dup2(os.open(name, os.O_WRONLY | os.O_APPEND), number)
+    signal.signal(signal.SIGHUP, signal.SIG_DFL)  # also where the tests run under nohup
     if file_limit:
         resource.setrlimit(resource.RLIMIT_FSIZE, (file_limit, file_limit))
     sys.argv = [path, *words]

@@ -425,13 +425,16 @@ def test_the_loop_anneals_resets_and_counts(
         log_probs = (logits / agent.temperature).log_softmax(1).unflatten(0, (32, 2))
         played = iter(acted)
         for t in range(32):
-            then, *_ = next(p for p in played if torch.equal(p[1], rollouts[-1].value[t]))
+            then, _, after = next(p for p in played if torch.equal(p[1], rollouts[-1].value[t]))
             ratio = (log_probs[t] - then).exp()
             torch.testing.assert_close(ratio, torch.ones_like(ratio), rtol=0, atol=2e-6)
+        assert torch.equal(batch.state, states[-1]), "the state is carried to the next chunk"
+        states.append(after)
         begins.append(batch.begins.clone())
         overs.append(torch.from_numpy(rollouts[-1].over.copy()))
         return gradients(agent, features, batch)
 
+    states: list[Tensor] = [zeros(2)]
     begins: list[Tensor] = []
     overs: list[Tensor] = []
 

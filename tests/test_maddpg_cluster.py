@@ -371,9 +371,11 @@ def test_a_terminated_run_leaves_no_process_and_can_be_resumed_and_evaluated(
     before = step(tmp_path / "run" / "checkpoint.pt")["run"]
     command = shlex.split(out.split("resume with: ")[1])
     assert command[1:] == [str(cluster.__file__), "--resume", "run"]
-    more = str(before["env_step"] + 100)
-    code, out, err = Run(cluster, [*command[2:], "--total-timesteps", more], tmp_path).wait()
-    assert code == 0 and "done: run" in out, err
+    # As a user types it, and compiled, which needs classes that Ray's workers can import
+    words = [*command[1:], "--compile", "--total-timesteps", str(before["env_step"] + 100)]
+    environ = {name: os.environ[name] for name in ("HOME", "RAY_worker_niceness")}
+    out, err = run_python(words, tmp_path, **environ)
+    assert "done: run" in out and "replaced" not in err, err
     after = step(tmp_path / "run" / "checkpoint.pt")["run"]
     assert after["env_step"] > before["env_step"]
     code, out, err = Run(cluster, ["--evaluate", "run", "--eval-episodes", "1"], tmp_path).wait()

@@ -112,18 +112,21 @@ def test_the_peer_plays_our_games(monkeypatch: pytest.MonkeyPatch) -> None:
     pytest.importorskip("cv2")
     ppo = importlib.import_module("ppo_atari")
     monkeypatch.setattr(ppo, "AtariVectorEnv", partial(ppo.AtariVectorEnv, noop_max=0))
-    ours = ppo.AtariGames(ppo.Args(env_id="ALE/Breakout-v5", device="cpu"), 1, [1])
+    ours = ppo.AtariGames(ppo.Args(env_id="ALE/Breakout-v5", device="cpu"), 1)
+    ours.begin(1)
     theirs = parity.make_game("ALE/Breakout-v5", learning=True, noop_max=0)
     obs, _ = theirs.reset(seed=1)
     rng, lives_lost, games, rewards = np.random.default_rng(0), 0, 0, 0
     while games < 2:
         assert np.asarray(obs).dtype == np.uint8
-        assert np.array_equal(obs, ours.obs[0])
+        assert np.array_equal(obs, ours.obs[0].movedim(-1, 0))
         move = int(rng.integers(ours.num_actions))
         reward, terminated, truncated, life_lost = ours.step(torch.tensor([move]))
         obs, their_reward, ended, cut_off, info = theirs.step(move)
         assert (their_reward, ended) == (np.sign(reward[0]), terminated[0] | life_lost[0])
-        assert np.array_equal(obs, ours.obs[0])  # the last observation, before any reset
+        assert np.array_equal(
+            obs, ours.obs[0].movedim(-1, 0)
+        )  # the last observation, before any reset
         assert ("episode" in info) == terminated[0] and not truncated[0] and not cut_off
         ours.reset(terminated)
         if ended:

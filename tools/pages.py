@@ -148,6 +148,7 @@ def script_of(folder: str) -> str:
 def result_folders() -> list[str]:
     """The folders of results that hold runs."""
     found = (path for path in sorted(RESULTS.iterdir()) if path.is_dir())
+    found = (path for path in found if path.name != "parity")  # which has runs of peers
     return [path.name for path in found if any(path.rglob("evaluations.csv"))]
 
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import csv
+import ctypes
 import gc
 import importlib
 import multiprocessing
@@ -125,6 +126,8 @@ def as_before() -> Iterator[None]:
     yield
     for number, handler in handlers.items():
         signal.signal(number, handler)
+    while Run.started:  # those that a test which failed has left behind
+        Run.started.pop().process.kill()
 
 
 def make_args(script: ModuleType, **changes: Any) -> Any:
@@ -161,6 +164,8 @@ def flags(script: ModuleType, **changes: Any) -> list[str]:
 
 def main_in_child(path: str, words: list[str], folder: Path, file_limit: int | None) -> None:
     """What `python SCRIPT FLAGS` does, in a process that has imported PyTorch already."""
+    with contextlib.suppress(OSError, AttributeError):  # on Linux: it ends if the tests do
+        ctypes.CDLL(None).prctl(1, signal.SIGKILL)  # PR_SET_PDEATHSIG
     os.chdir(folder)
     for number, name in ((1, "stdout.txt"), (2, "stderr.txt")):
         os.dup2(os.open(name, os.O_WRONLY | os.O_APPEND), number)
@@ -183,6 +188,7 @@ def run_python(words: list[str], folder: Path, **environ: str) -> tuple[str, str
 class Run:
     """A script that runs in a process of its own; importing it costs nothing after the first."""
 
+    started: list[Run] = []
     context = multiprocessing.get_context("forkserver")
     context.set_forkserver_preload(SCRIPTS)
 
@@ -195,6 +201,7 @@ class Run:
         arguments = (str(script.__file__), words, folder, file_limit)
         self.process: BaseProcess = self.context.Process(target=main_in_child, args=arguments)
         self.process.start()
+        self.started.append(self)
 
     def send(self, number: int) -> None:
         assert self.process.pid is not None

@@ -178,7 +178,7 @@ def test_a_second_signal_ends_the_run_at_once(tmp_path: Path) -> None:
 
 def test_without_an_end_of_the_episode_a_signal_saves_at_the_next_step(tmp_path: Path) -> None:
     """In training, and in an evaluation, which is left."""
-    changes = {"env_id": "probes:Endless-v0", "total_timesteps": 10**8, "save_interval": 500}
+    changes = {"env_id": "probes:Endless-v0", "total_timesteps": 10**6, "save_interval": 500}
     run = Run(DDPG, flags(DDPG, run_dir="run", eval_interval=10**7, **changes), tmp_path)
     run_dir, steps = tmp_path / "run", []
     wait_for(lambda: saved_step(DDPG, run_dir) > 0, run)  # after two save intervals
@@ -207,20 +207,23 @@ def test_an_evaluation_without_an_end_is_cut_off(
 
 def test_two_processes_never_write_to_one_run_folder(tmp_path: Path) -> None:
     """Neither two new runs nor two resumed ones; a killed one does not keep the folder."""
-    words = flags(DDPG, run_dir=tmp_path / "run", total_timesteps=10**8, save_interval=200)
+    changes = {"total_timesteps": 10**6, "save_interval": 10**6}  # they hold no checkpoint
+    DDPG.train(make_args(DDPG, total_timesteps=150, run_dir=tmp_path / "old"))
+    resume = ["--resume", str(tmp_path / "old"), "--total-timesteps", "1000000"]
     (tmp_path / "second").mkdir()
-    for _ in "new", "resumed":
-        before = saved_step(DDPG, tmp_path / "run")
-        first = Run(DDPG, words, tmp_path)
-        wait_for(lambda: (tmp_path / "run" / ".lock").exists(), first)
-        if before:
-            wait_for(lambda: saved_step(DDPG, tmp_path / "run") > before, first)  # noqa: B023
-        code, _, err = Run(DDPG, words, tmp_path / "second").wait()
-        assert (code, err.count("\n")) == (2, 1) and "in use by another process" in err, err
-        wait_for(lambda: saved_step(DDPG, tmp_path / "run") > before, first)  # noqa: B023
-        first.send(signal.SIGKILL)
-        first.wait()
-        words = ["--resume", str(tmp_path / "run")]
+    for folder, words in (
+        (tmp_path / "new", flags(DDPG, run_dir=tmp_path / "new", **changes)),
+        (tmp_path / "old", resume),
+    ):
+        at = written(folder / "episodes.csv")
+        for _ in range(2):
+            first = Run(DDPG, words, tmp_path)
+            wait_for(lambda: written(folder / "episodes.csv") > at, first)  # noqa: B023
+            code, _, err = Run(DDPG, words, tmp_path / "second").wait()
+            assert (code, err.count("\n")) == (2, 1) and "in use by another process" in err, err
+            first.send(signal.SIGKILL)
+            assert first.wait()[0] == -signal.SIGKILL
+            at = written(folder / "episodes.csv")
 
 
 def test_closed_streams_and_a_closed_terminal_do_not_end_a_run(tmp_path: Path) -> None:

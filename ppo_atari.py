@@ -622,7 +622,7 @@ class Run:
         total = args.total_timesteps
         self.bar = tqdm(total=total, initial=self.env_step, unit=" steps", disable=hide)
         for number in {signal.SIGINT, signal.SIGTERM, getattr(signal, "SIGHUP", signal.SIGINT)}:
-            # What nohup ignores stays ignored, but not what a shell ignores in the background
+            # SIGHUP stays ignored under nohup; SIGINT is handled also in a shell's background job.
             if number == signal.SIGINT or signal.getsignal(number) != signal.SIG_IGN:
                 signal.signal(number, self.interrupt)
 

@@ -16,6 +16,7 @@ says how much is left to gain, on any processor.
     python benchmark/speed.py
     python benchmark/speed.py --algorithms ddpg --threads all --out /tmp/speed
     python benchmark/speed.py --algorithms ppo a2c --bfloat16
+    python benchmark/speed.py --variant "FolioRL, 8 updates=--update-every 8"
 """
 
 from __future__ import annotations
@@ -50,7 +51,7 @@ SCRIPTS |= {"ppo": "ppo_atari.py", "a2c": "a2c_lstm_atari.py"}
 # The packages to compare with. Ratios are to the first.
 PEERS = {name: {"Stable-Baselines3": "stable_baselines3", "SBX": "sbx"} for name in SCRIPTS}
 PEERS |= {"ppo": {"Stable-Baselines3": "stable_baselines3"}, "a2c": {"RecurrentPPO": "sb3_contrib"}}
-OURS = FLOAT32, BFLOAT16 = "FolioRL", "FolioRL, bfloat16"
+FLOAT32, BFLOAT16 = "FolioRL", "FolioRL, bfloat16"
 FOREVER = 10**9
 LEARNING_STARTS = 1_000
 # What all contenders share: their own defaults differ, and would be compared instead.
@@ -60,6 +61,12 @@ ON_POLICY = {"learning_rate": 2.5e-4, "n_steps": 128, "batch_size": 256, "n_epoc
 ON_POLICY |= {"clip_range": 0.1, "ent_coef": 0.01, "vf_coef": 0.5}
 # All lengths that are learnt from divide this one, so that every segment has its share of learning.
 ATARI_SEGMENT = 5_120
+
+
+def ours(args: argparse.Namespace) -> dict[str, str]:
+    """Our contenders' names, and the flags of each."""
+    variants = dict(variant.split("=", 1) for variant in args.variant)
+    return {FLOAT32: ""} | ({BFLOAT16: "--bfloat16"} if args.bfloat16 else {}) | variants
 
 
 def family(algorithm: str) -> str:
@@ -162,7 +169,8 @@ def run_ours(args: argparse.Namespace, gate: Gate, folder: str) -> None:
 
     module.Run.step = step
     if family(args.algorithms[0]) == "continuous":
-        gate.products.dtype = torch.bfloat16 if args.worker == BFLOAT16 else torch.float32
+        bfloat16 = "--bfloat16" in ours(args)[args.worker].split()
+        gate.products.dtype = torch.bfloat16 if bfloat16 else torch.float32
         module.compiled = lambda f, more: gate.products.count(f, compile_update(f, more))
     settings: dict[str, Any] = {"eval_interval": FOREVER}
     if family(args.algorithms[0]) == "continuous":
@@ -171,8 +179,9 @@ def run_ours(args: argparse.Namespace, gate: Gate, folder: str) -> None:
         settings |= {"learning_starts": LEARNING_STARTS}
     settings |= {"env_id": args.env_id, "run_dir": Path(folder) / "run", "device": "cpu"}
     settings |= {"total_timesteps": FOREVER, "save_interval": FOREVER, "progress": False}
-    settings |= {"compile": args.compile, "bfloat16": args.worker == BFLOAT16}
-    module.train(module.Args(**settings))
+    settings |= {"compile": args.compile}
+    flags = shlex.split(ours(args)[args.worker])
+    module.train(module.tyro.cli(module.Args, args=flags, default=module.Args(**settings)))
 
 
 def run_peer(
@@ -288,7 +297,7 @@ def work(args: argparse.Namespace) -> None:
     with tempfile.TemporaryDirectory() as folder:
         if args.external:
             run_external(args.external[0], gate)
-        elif args.worker in OURS:
+        elif args.worker in ours(args):
             run_ours(args, gate, folder)
         elif atari:
             run_atari_peer(PEERS[algorithm][args.worker], args.env_id, gate, folder)
@@ -311,10 +320,13 @@ class Contender(NamedTuple):
 
 def start(name: str, algorithm: str, args: argparse.Namespace, logs: Path) -> Contender:
     """Start a worker; returns at once."""
-    command = [sys.executable if name in OURS else args.peers_python, str(Path(__file__).resolve())]
+    python = sys.executable if name in ours(args) else args.peers_python
+    command = [python, str(Path(__file__).resolve())]
     command += ["--worker", name, "--algorithms", algorithm, "--env-id", args.env_id]
     command += ["--segment", str(args.segment), "--threads", args.threads]
     command += [] if args.compile else ["--no-compile"]
+    command += ["--bfloat16"] if args.bfloat16 else []
+    command += [f"--variant={variant}" for variant in args.variant]
     for external in args.external:
         if external.split("=", 1)[0] == name:
             command += ["--external", external.split("=", 1)[1]]
@@ -354,8 +366,7 @@ def measure(args: argparse.Namespace, logs: Path) -> list[dict[str, Any]]:
     """All rounds of all algorithms: one row for every segment."""
     rows: list[dict[str, Any]] = []
     for algorithm in args.algorithms:
-        names = [FLOAT32, BFLOAT16] if args.bfloat16 else [FLOAT32]
-        names += PEERS[algorithm]
+        names = [*ours(args), *PEERS[algorithm]]
         names += [external.split("=", 1)[0] for external in args.external]
         contenders = []
         try:
@@ -491,6 +502,13 @@ def main() -> None:
     default = ["ddpg", "td3", "sac"]
     parser.add_argument("--algorithms", nargs="+", choices=[*SCRIPTS], default=default)
     parser.add_argument("--bfloat16", action="store_true", help="our scripts also in bfloat16")
+    parser.add_argument(
+        "--variant",
+        action="append",
+        default=[],
+        metavar="'NAME=FLAGS'",
+        help="our script with these flags: 'FolioRL, 8 updates=--update-every 8'",
+    )
     text = "our scripts without compiling the update"
     parser.add_argument("--no-compile", dest="compile", action="store_false", help=text)
     parser.add_argument("--threads", choices=("1", "all"), default="1", help="for each contender")
@@ -520,6 +538,8 @@ def main() -> None:
         return
     if min(args.rounds, args.segment) < 1:
         fail("--rounds and --segment must be at least 1")
+    if any("=" not in variant for variant in args.variant):
+        fail("--variant takes NAME=FLAGS, such as --variant 'Small batch=--batch-size 64'")
     if any("=" not in external for external in args.external):
         fail("--external takes NAME=SCRIPT FLAGS, such as --external 'Mine=/home/me/ddpg.py'")
     peers_python = shutil.which(args.peers_python)

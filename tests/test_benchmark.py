@@ -581,11 +581,13 @@ def test_speed_measures_the_whole_loop_of_a_script(
 ) -> None:
     monkeypatch.setattr(speed, "PEERS", {"ddpg": {}})
     flags = ["--algorithms", "ddpg", "--env-id", "Pendulum-v1", "--segment", "40", "--rounds", "2"]
-    words = ["speed.py", *flags, "--no-compile", "--out", str(tmp_path)]
+    variant = ["--variant", "Tens=--update-every 10"]
+    words = ["speed.py", *flags, *variant, "--no-compile", "--out", str(tmp_path)]
     monkeypatch.setattr(sys, "argv", words)
     speed.main()
     rows = list(csv.DictReader((tmp_path / "speed.csv").open()))
-    assert [(row["contender"], row["steps"]) for row in rows] == [("FolioRL", "40")] * 2
+    measured = sorted((row["contender"], row["steps"]) for row in rows)
+    assert measured == [("FolioRL", "40")] * 2 + [("Tens", "40")] * 2
     assert all(0 < float(row["products"]) < float(row["cpu"]) for row in rows)
     text = (tmp_path / "speed.md").read_text()
     assert "| DDPG | FolioRL |" in text and "share of the CPU time" in text

@@ -159,6 +159,7 @@ class AtariGames:
 
 
 # [/shared]
+# [shared: recurrent network]
 class Features(nn.Module):
     """The layers before the LSTM, which only cnn-lstm has: uint8 [B, 84, 84, 4] -> [B, size]."""
 
@@ -229,6 +230,7 @@ class Batch(NamedTuple):
     state: Tensor  # [2, 1, N, 256], h and c of the LSTM before the first step
 
 
+# [/shared]
 # [shared: advantages]
 def advantages(
     reward: Tensor, value: Tensor, next_value: Tensor, terminated: Tensor, ended: Tensor, args: Args
@@ -247,6 +249,7 @@ def advantages(
 
 
 # [/shared]
+# [shared: recurrent rollout]
 class Rollout:
     """T = chunk_size steps of N games, in preallocated arrays [T, N, ...]."""
 
@@ -295,6 +298,7 @@ class Rollout:
         return Batch(obs, action, advantage, returns, self.begins[:-1], self.state)
 
 
+# [/shared]
 class Agent(nn.Module):
     """The actor-critic, and its updates."""
 
@@ -634,13 +638,13 @@ class Run:
         """Exit before a number that is not finite is learned from or saved."""
         check_finite(f"after step {self.env_step}", **quantities)
 
-    def step(self, reward: np.ndarray, ended: np.ndarray) -> None:
-        """Count a step of every environment, and log the episodes that ended with it."""
+    def step(self, reward: np.ndarray, ended: np.ndarray, first: int = 0) -> None:
+        """Count a step of all environments from `first` on, and log the episodes that ended."""
         self.env_step += len(reward)
         self.bar.update(len(reward))
-        self.returns += reward
-        self.lengths += 1
-        for i in np.flatnonzero(ended):
+        self.returns[first : first + len(reward)] += reward
+        self.lengths[first : first + len(reward)] += 1
+        for i in first + np.flatnonzero(ended):
             row = {"episodic_return": self.returns[i], "episodic_length": self.lengths[i]}
             self.log(charts=row)
             self.write_row("episodes", row | {"seconds": self.elapsed()})

@@ -1009,13 +1009,13 @@ class Run:
         """Exit before a number that is not finite is learned from or saved."""
         check_finite(f"after step {self.env_step}", **quantities)
 
-    def step(self, reward: np.ndarray, ended: np.ndarray) -> None:
-        """Count a step of every environment, and log the episodes that ended with it."""
+    def step(self, reward: np.ndarray, ended: np.ndarray, first: int = 0) -> None:
+        """Count a step of all environments from `first` on, and log the episodes that ended."""
         self.env_step += len(reward)
         self.bar.update(len(reward))
-        self.returns += reward
-        self.lengths += 1
-        for i in np.flatnonzero(ended):
+        self.returns[first : first + len(reward)] += reward
+        self.lengths[first : first + len(reward)] += 1
+        for i in first + np.flatnonzero(ended):
             row = {"episodic_return": self.returns[i], "episodic_length": self.lengths[i]}
             self.log(charts=row)
             self.write_row("episodes", row | {"seconds": self.elapsed()})

@@ -62,7 +62,6 @@ SMALL: dict[str, dict[str, Any]] = {
         "max_episode_frames": 400,
         "sticky_actions": 0.25,
         "total_timesteps": 512,
-        "num_envs": 2,
         "eval_interval": 150,
         "eval_episodes": 2,
         "save_interval": 128,
@@ -76,8 +75,9 @@ SMALL: dict[str, dict[str, Any]] = {
         "eval_episodes": 2,
         "save_interval": 300,
     },
-    "ppo_atari": {"num_steps": 32, "num_minibatches": 2, "update_epochs": 2},
-    "a2c_lstm_atari": {"chunk_size": 32},
+    "ppo_atari": {"num_envs": 2, "num_steps": 32, "num_minibatches": 2, "update_epochs": 2},
+    "a2c_lstm_atari": {"num_envs": 2, "chunk_size": 32},
+    "a3c_lstm_atari": {"num_workers": 1, "chunk_size": 64},  # with more, no run is like another
     "maddpg_smarts": {
         "actor_hidden_sizes": (16,),
         "critic_hidden_sizes": (16,),

@@ -94,6 +94,8 @@ def test_the_run_folder_holds_settings_and_curves(script: ModuleType, finished: 
         "smarts": ([300, 600, 900, 1000], [50 * (i // 2 + 1) for i in range(40)]),
     }
     evaluated, ended = steps[kind(script)]
+    if script.__name__ == "a3c_lstm_atari":  # one game
+        ended = [100, 200, 300, 400, 500]
     assert evaluations(run_dir) == [str(step) for step in evaluated]
     assert [int(row["env_step"]) for row in rows(run_dir / "episodes.csv")] == ended
     assert {path.name for path in run_dir.glob("*.pt*")} == {"best.pt", "checkpoint.pt"}

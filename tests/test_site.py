@@ -201,6 +201,7 @@ def test_every_metric_of_a_run_is_explained_and_no_other(
         ("ddpg_continuous", "td3_continuous"),
         ("td3_continuous", "sac_continuous"),
         ("ppo_atari", "a2c_lstm_atari"),
+        ("a2c_lstm_atari", "a3c_lstm_atari"),
     ],
 )
 def test_the_differences_on_the_page_make_one_script_of_the_other(

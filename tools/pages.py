@@ -29,7 +29,7 @@ from mkdocs.structure.toc import AnchorLink
 
 ROOT = Path(__file__).resolve().parent.parent
 RESULTS, STUDIES = ROOT / "benchmark" / "results", ROOT / "benchmark" / "studies"
-ORDER = ["ddpg", "td3", "sac", "ppo_atari", "a2c", "maddpg", "ppo_smarts"]  # of the pages
+ORDER = ["ddpg", "td3", "sac", "ppo_atari", "a2c", "a3c", "maddpg", "ppo_smarts"]  # of pages
 NEW_PAGE = """# {0}.py
 
 {1}

@@ -720,12 +720,12 @@ class Run:
         """Exit before a number that is not finite is learned from or saved."""
         check_finite(f"after step {self.env_step}", **quantities)
 
-    def step(self, reward: np.ndarray, ended: np.ndarray, first: int = 0) -> None:
-        """Count a step of all environments from `first` on, and log the episodes that ended."""
-        self.env_step += len(reward)
-        self.bar.update(len(reward))
+    def step(self, reward: np.ndarray, ended: np.ndarray, first: int = 0, steps: int = 1) -> None:
+        """Count steps of the environments from `first` on, and log the episodes that ended."""
+        self.env_step += steps * len(reward)
+        self.bar.update(steps * len(reward))
         self.returns[first : first + len(reward)] += reward
-        self.lengths[first : first + len(reward)] += 1
+        self.lengths[first : first + len(reward)] += steps
         for i in first + np.flatnonzero(ended):
             row = {"episodic_return": self.returns[i], "episodic_length": self.lengths[i]}
             self.log(charts=row)
@@ -983,8 +983,10 @@ def read_flags() -> tuple[Args, dict[str, Any] | None]:
     if checkpoint:
         for name, hint in typing.get_type_hints(Args, include_extras=True).items():
             before, now = getattr(saved, name), getattr(args, name)
-            if args.resume and before != now and "fixed" in typing.get_args(hint):
-                fail(f"{path} has {name} {before}, which cannot be changed")
+            if before != now and "fixed" in typing.get_args(hint):
+                if args.resume:
+                    fail(f"{path} has {name} {before}, which cannot be changed")
+                say(f"{name} is {now}; in training it was {before}")
         if args.resume and checkpoint["run"]["env_step"] >= args.total_timesteps:
             fail(f"{args.resume} is finished; a larger --total-timesteps continues it")
         if args.evaluate:

@@ -57,6 +57,7 @@ Fraction = Annotated[float, Field(ge=0, le=1)]
 Steps = Annotated[int, Field(ge=0)]
 Seed = Annotated[int, Field(ge=0, lt=2**31)]
 Baseline = Literal["untrained", "random"]  # policies that need no checkpoint
+WeightsInit = Literal["default", "xavier", "uniform", "orthogonal", "normal"]
 
 
 @dataclasses.dataclass
@@ -64,15 +65,16 @@ class Args:
     # Task. Lengths are in environment steps, summed over all parallel environments.
     env_id: Fixed[str] = "HopperBulletEnv-v0"  # any Gymnasium id with continuous (Box) actions
     total_timesteps: PositiveInt = 1_000_000  # length of the training
-    num_envs: Fixed[PositiveInt] = 1  # parallel environments; the updates per step do not change
+    num_envs: Fixed[PositiveInt] = 1  # parallel environments; the updates per action do not change
+    action_repeat: Fixed[PositiveInt] = 1  # steps that each action is held for; rewards are added
     seed: Fixed[Seed] = 1  # random seed of the networks, the noise and the environments
 
     # Networks
     actor_hidden_sizes: Fixed[tuple[PositiveInt, ...]] = (256, 256)  # units of each hidden layer
     critic_hidden_sizes: Fixed[tuple[PositiveInt, ...]] = (256, 256)  # units of each hidden layer
     layer_norm: Fixed[bool] = False  # layer normalisation before each ReLU; parameter noise sets it
-    weights_init: Literal["default", "xavier", "uniform", "orthogonal"] = "default"  # of layers
-    bias_init: Literal["default", "zeros", "uniform"] = "default"  # of layers, see init_layer
+    weights_init: WeightsInit = "default"  # of layers; the choices are explained at init_layer
+    bias_init: Literal["default", "zeros", "uniform"] = "default"  # of layers
 
     # Learning. Learning rates, tau, gamma and buffer size are RL Zoo's for PyBullet.
     gamma: Fraction = 0.98  # discount per step; the paper's is 0.99
@@ -83,8 +85,8 @@ class Args:
     batch_size: PositiveInt = 256  # transitions per update
     buffer_size: Fixed[PositiveInt] = 200_000  # transitions stored; new ones overwrite the oldest
     learning_starts: Steps = 10_000  # steps of uniform random actions before learning
-    update_every: PositiveInt = 1  # steps between learning phases of as many updates
-    updates_per_step: PositiveInt = 1  # updates per environment step
+    update_every: PositiveInt = 1  # actions between learning phases of as many updates
+    updates_per_step: PositiveInt = 1  # updates per action
 
     # Exploration. Actions are in [-1, 1] here, whatever the environment's own bounds.
     noise_type: Fixed[Literal["gaussian", "ou", "parameter"]] = "gaussian"  # see Noise
@@ -124,8 +126,9 @@ class Args:
 
 
 # [shared: continuous environment]
-def make_env(env_id: str, film: bool = False) -> gym.Env:
+def make_env(args: Args, film: bool = False) -> gym.Env:
     """One environment with observations [O] in float32 and actions [A] in [-1, 1]."""
+    env_id = args.env_id
     try:
         if "BulletEnv" in env_id:
             import pybullet_envs_gymnasium  # noqa: F401 (registers its environments)
@@ -134,11 +137,8 @@ def make_env(env_id: str, film: bool = False) -> gym.Env:
                 import shimmy  # noqa: F401
         render_mode: dict[str, Any] = {"render_mode": "rgb_array"} if film else {}
         env = gym.make(env_id, disable_env_checker=True, **render_mode)
-    except (
-        gym.error.Error,
-        ImportError,
-        TypeError,
-    ) as error:  # names similar ids, or what is missing
+    # The message names similar ids, or what is missing.
+    except (gym.error.Error, ImportError, TypeError) as error:
         fail(f"cannot make {env_id}: {error} (pip install -r requirements.txt installs everything)")
     check_spaces(env, env_id)
     if film:
@@ -149,6 +149,7 @@ def make_env(env_id: str, film: bool = False) -> gym.Env:
     env = gym.wrappers.TransformObservation(env, flatten, flat_space)
     # Some environments give rewards of shape (1,).
     env = gym.wrappers.TransformReward(env, lambda reward: np.asarray(reward).item())
+    env = ActionRepeat(env, args.action_repeat) if args.action_repeat > 1 else env
     return gym.wrappers.RescaleAction(env, *np.array([-1, 1], env.action_space.dtype))
 
 
@@ -348,8 +349,8 @@ def train(args: Args, checkpoint: dict[str, Any] | None = None) -> Path:
     """Train, from the start or from a checkpoint; returns the run folder."""
     start_torch(args)
     off = AutoresetMode.DISABLED  # so that next_obs is true at the end of an episode too
-    envs = SyncVectorEnv([lambda: make_env(args.env_id)] * args.num_envs, autoreset_mode=off)
-    eval_env = make_env(args.env_id, film=args.capture_video)
+    envs = SyncVectorEnv([lambda: make_env(args)] * args.num_envs, autoreset_mode=off)
+    eval_env = make_env(args, film=args.capture_video)
     obs_dim, action_dim = dimensions(eval_env)
     agent = Agent(obs_dim, action_dim, args).to(args.device)
     buffer = ReplayBuffer(obs_dim, action_dim, args).to(args.device)
@@ -376,14 +377,15 @@ def train(args: Args, checkpoint: dict[str, Any] | None = None) -> Path:
         run.check_finite(observation=next_obs, reward=reward)
         buffer.add(obs, action, reward, terminated, next_obs)
         obs, ended = next_obs, terminated | truncated
-        run.step(reward, ended)
+        run.step(reward, ended, steps=args.action_repeat)
 
         # Learn
-        steps = max(args.update_every, args.num_envs)
-        if run.env_step > args.learning_starts and run.env_step % steps < args.num_envs:
+        actions = run.env_step // args.action_repeat
+        interval = max(args.update_every, args.num_envs)
+        if run.env_step > args.learning_starts and actions % interval < args.num_envs:
             if args.anneal_lr:
                 agent.anneal_lr(args, run.env_step)
-            for _ in range(steps * args.updates_per_step):
+            for _ in range(interval * args.updates_per_step):
                 run.updates += 1
                 batch = buffer.sample(args.batch_size)
                 losses |= update(batch)
@@ -417,12 +419,13 @@ def evaluate(
                 frames.append(env.render())
             action = policy(to_tensor(obs, args.device).unsqueeze(0)).squeeze(0)
             obs, reward, terminated, truncated, _ = env.step(action.cpu().numpy())
-            episodic_return, length = episodic_return + float(reward), length + 1
-            ended = terminated or truncated or length == MAX_EPISODE
+            episodic_return, length = episodic_return + float(reward), length + args.action_repeat
+            ended = terminated or truncated or length >= MAX_EPISODE
         returns.append(episodic_return)
         lengths.append(length)
     if frames:
-        save_video(frames, env.metadata.get("render_fps", 30), args, env_step)
+        fps = env.metadata.get("render_fps", 30) // args.action_repeat
+        save_video(frames, max(fps, 1), args, env_step)
     return summary(returns, lengths)
 
 
@@ -450,9 +453,8 @@ class Adam(nn.Module):
     @torch.no_grad()
     def step(self, grads: Iterable[Tensor], beta1: float = 0.9, beta2: float = 0.999) -> None:
         self.t.add_(1)
-        bias1, bias2 = (
-            1 - torch.exp(self.t * math.log(beta)) for beta in (beta1, beta2)
-        )  # 1 - β^t
+        # 1 - β^t
+        bias1, bias2 = (1 - torch.exp(self.t * math.log(beta)) for beta in (beta1, beta2))
         step_size, eps = self.learning_rate * bias2.sqrt() / bias1, self.eps * bias2.sqrt()
         for p, g, m, v in zip(self.params, grads, self.m, self.v):
             m.lerp_(g, 1 - beta1)  # m = β1 m + (1 - β1) g
@@ -504,6 +506,25 @@ class ParameterNoise(Noise):
 
 
 # [/shared]
+# [shared: action repeat]
+class ActionRepeat(gym.Wrapper):
+    """Hold each action for several steps, or until the episode ends; the rewards are added."""
+
+    def __init__(self, env: gym.Env, repeat: int) -> None:
+        super().__init__(env)
+        self.repeat = repeat
+
+    def step(self, action: Any) -> tuple[Any, float, bool, bool, dict[str, Any]]:
+        total = 0.0
+        for _ in range(self.repeat):
+            obs, reward, terminated, truncated, info = self.env.step(action)
+            total += float(reward)
+            if terminated or truncated:
+                break
+        return obs, total, terminated, truncated, info
+
+
+# [/shared]
 # [shared: spaces]
 def check_spaces(env: gym.Env, env_id: str) -> None:
     """Exit if the actions or the observations are not of a kind that the networks can take."""
@@ -524,7 +545,8 @@ def init_layer(layer: nn.Linear, args: Args) -> nn.Linear:
     """Initialise a layer of mlp; "default" is PyTorch's.
 
     "uniform" is that of Lillicrap et al. 2015, section 7: ±1/sqrt(fan in), and ±0.003 in the last
-    layer, so that first actions and values are near 0.
+    layer, so that first actions and values are near 0. "normal" has the standard deviation
+    1/sqrt(fan in).
     """
     last = isinstance(layer, OutputLayer)
     bound, gain = (3e-3, 1.0) if last else (layer.in_features**-0.5, math.sqrt(2))
@@ -533,6 +555,7 @@ def init_layer(layer: nn.Linear, args: Args) -> nn.Linear:
         "xavier": nn.init.xavier_uniform_,
         "uniform": lambda tensor: nn.init.uniform_(tensor, -bound, bound),
         "orthogonal": lambda tensor: nn.init.orthogonal_(tensor, gain),
+        "normal": lambda tensor: nn.init.normal_(tensor, 0.0, layer.in_features**-0.5),
         "zeros": nn.init.zeros_,
     }
     inits[args.weights_init](layer.weight)
@@ -544,7 +567,7 @@ def init_layer(layer: nn.Linear, args: Args) -> nn.Linear:
 def play(args: Args, checkpoint: dict[str, Any] | None) -> dict[str, float]:
     """Evaluate the policy that --evaluate names."""
     start_torch(args)
-    env = make_env(args.env_id, film=args.capture_video)
+    env = make_env(args, film=args.capture_video)
     agent = Agent(*dimensions(env), args).to(args.device)
     if checkpoint:
         agent.load_state_dict(checkpoint["agent"])
@@ -650,12 +673,12 @@ class Run:
         """Exit before a number that is not finite is learned from or saved."""
         check_finite(f"after step {self.env_step}", **quantities)
 
-    def step(self, reward: np.ndarray, ended: np.ndarray, first: int = 0) -> None:
-        """Count a step of all environments from `first` on, and log the episodes that ended."""
-        self.env_step += len(reward)
-        self.bar.update(len(reward))
+    def step(self, reward: np.ndarray, ended: np.ndarray, first: int = 0, steps: int = 1) -> None:
+        """Count steps of the environments from `first` on, and log the episodes that ended."""
+        self.env_step += steps * len(reward)
+        self.bar.update(steps * len(reward))
         self.returns[first : first + len(reward)] += reward
-        self.lengths[first : first + len(reward)] += 1
+        self.lengths[first : first + len(reward)] += steps
         for i in first + np.flatnonzero(ended):
             row = {"episodic_return": self.returns[i], "episodic_length": self.lengths[i]}
             self.log(charts=row)
@@ -913,8 +936,10 @@ def read_flags() -> tuple[Args, dict[str, Any] | None]:
     if checkpoint:
         for name, hint in typing.get_type_hints(Args, include_extras=True).items():
             before, now = getattr(saved, name), getattr(args, name)
-            if args.resume and before != now and "fixed" in typing.get_args(hint):
-                fail(f"{path} has {name} {before}, which cannot be changed")
+            if before != now and "fixed" in typing.get_args(hint):
+                if args.resume:
+                    fail(f"{path} has {name} {before}, which cannot be changed")
+                say(f"{name} is {now}; in training it was {before}")
         if args.resume and checkpoint["run"]["env_step"] >= args.total_timesteps:
             fail(f"{args.resume} is finished; a larger --total-timesteps continues it")
         if args.evaluate:

@@ -688,9 +688,8 @@ class Adam(nn.Module):
     @torch.no_grad()
     def step(self, grads: Iterable[Tensor], beta1: float = 0.9, beta2: float = 0.999) -> None:
         self.t.add_(1)
-        bias1, bias2 = (
-            1 - torch.exp(self.t * math.log(beta)) for beta in (beta1, beta2)
-        )  # 1 - β^t
+        # 1 - β^t
+        bias1, bias2 = (1 - torch.exp(self.t * math.log(beta)) for beta in (beta1, beta2))
         step_size, eps = self.learning_rate * bias2.sqrt() / bias1, self.eps * bias2.sqrt()
         for p, g, m, v in zip(self.params, grads, self.m, self.v):
             m.lerp_(g, 1 - beta1)  # m = β1 m + (1 - β1) g
@@ -1009,12 +1008,12 @@ class Run:
         """Exit before a number that is not finite is learned from or saved."""
         check_finite(f"after step {self.env_step}", **quantities)
 
-    def step(self, reward: np.ndarray, ended: np.ndarray, first: int = 0) -> None:
-        """Count a step of all environments from `first` on, and log the episodes that ended."""
-        self.env_step += len(reward)
-        self.bar.update(len(reward))
+    def step(self, reward: np.ndarray, ended: np.ndarray, first: int = 0, steps: int = 1) -> None:
+        """Count steps of the environments from `first` on, and log the episodes that ended."""
+        self.env_step += steps * len(reward)
+        self.bar.update(steps * len(reward))
         self.returns[first : first + len(reward)] += reward
-        self.lengths[first : first + len(reward)] += 1
+        self.lengths[first : first + len(reward)] += steps
         for i in first + np.flatnonzero(ended):
             row = {"episodic_return": self.returns[i], "episodic_length": self.lengths[i]}
             self.log(charts=row)
@@ -1272,8 +1271,10 @@ def read_flags() -> tuple[Args, dict[str, Any] | None]:
     if checkpoint:
         for name, hint in typing.get_type_hints(Args, include_extras=True).items():
             before, now = getattr(saved, name), getattr(args, name)
-            if args.resume and before != now and "fixed" in typing.get_args(hint):
-                fail(f"{path} has {name} {before}, which cannot be changed")
+            if before != now and "fixed" in typing.get_args(hint):
+                if args.resume:
+                    fail(f"{path} has {name} {before}, which cannot be changed")
+                say(f"{name} is {now}; in training it was {before}")
         if args.resume and checkpoint["run"]["env_step"] >= args.total_timesteps:
             fail(f"{args.resume} is finished; a larger --total-timesteps continues it")
         if args.evaluate:

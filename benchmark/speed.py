@@ -163,9 +163,9 @@ def run_ours(args: argparse.Namespace, gate: Gate, folder: str) -> None:
     spec.loader.exec_module(module)
     count_step, compile_update = module.Run.step, module.compiled
 
-    def step(self: Any, reward: Any, *rest: Any) -> None:
-        count_step(self, reward, *rest)
-        gate(len(reward))
+    def step(self: Any, reward: Any, *rest: Any, **more: int) -> None:
+        count_step(self, reward, *rest, **more)
+        gate(len(reward) * more.get("steps", 1))
 
     module.Run.step = step
     if family(args.algorithms[0]) == "continuous":

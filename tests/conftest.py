@@ -264,7 +264,7 @@ def trained(script: ModuleType, run_dir: Path) -> tuple[Any, dict[str, Any]]:
     """The agent in a run folder's checkpoint, and the checkpoint."""
     checkpoint = script.load_checkpoint(run_dir / "checkpoint.pt")
     args = script.Args(**checkpoint["args"])
-    agent = script.Agent(*script.dimensions(script.make_env(args.env_id)), args)
+    agent = script.Agent(*script.dimensions(script.make_env(args)), args)
     agent.load_state_dict(checkpoint["agent"])
     return agent, checkpoint
 

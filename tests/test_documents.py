@@ -98,7 +98,7 @@ def execute(line: str, workshop: Path) -> None:
             with mock.patch.object(sys, "argv", words[1:]):
                 args, _ = script.read_flags()
             if kind(script) == "continuous":
-                script.make_env(args.env_id)
+                script.make_env(args)
             return
         run = Run(script, shortened(script.__name__, words[2:]), workshop)
         code, out, err = run.wait()

@@ -70,7 +70,7 @@ class Spy:
 
             monkeypatch.setattr(owner, name, spy)
 
-        def count(run: Any, reward: Any, ended: Any) -> Any:
+        def count(run: Any, reward: Any, ended: Any, **steps: int) -> Any:
             def done(_: Any) -> None:
                 self.env_step = run.env_step
 

@@ -21,6 +21,7 @@ exec benchmark/run.sh --runs-dir "runs/$(basename "$study" .sh)" --script sac_co
     --setting sac_rates_double "--actor-learning-rate 0.004 --critic-learning-rate 0.012" \
     --setting sac_rates3e-4 "--actor-learning-rate 3e-4 --critic-learning-rate 3e-4" \
     --setting sac_rates1e-3 "--actor-learning-rate 1e-3 --critic-learning-rate 1e-3" \
-    "$@" -- --action-repeat 2 --bfloat16 --gamma 0.99 --tau 0.005 --actor-hidden-sizes $wide --critic-hidden-sizes $wide \
+    "$@" -- --action-repeat 2 --bfloat16 --gamma 0.99 --tau 0.005 \
+    --actor-hidden-sizes $wide --critic-hidden-sizes $wide \
     --actor-learning-rate 0.002 --critic-learning-rate 0.006 --init-alpha 0.05 \
     --learning-starts 1000 --total-timesteps 50000 --eval-interval 2500

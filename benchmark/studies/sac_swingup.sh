@@ -26,6 +26,7 @@ exec benchmark/run.sh --runs-dir "runs/$(basename "$study" .sh)" --script sac_co
     --setting sac_fixed0.01 "--no-autotune --init-alpha 1 --alpha 0.01" \
     --setting sac_fixed0.05 "--no-autotune --init-alpha 1 --alpha 0.05" \
     --setting sac_fixed0.074 "--no-autotune --init-alpha 1 --alpha 0.074" \
-    "$@" -- --action-repeat 2 --bfloat16 --gamma 0.99 --tau 0.005 --actor-hidden-sizes $wide --critic-hidden-sizes $wide \
+    "$@" -- --action-repeat 2 --bfloat16 --gamma 0.99 --tau 0.005 \
+    --actor-hidden-sizes $wide --critic-hidden-sizes $wide \
     --actor-learning-rate 0.002 --critic-learning-rate 0.006 --init-alpha 0.05 \
     --learning-starts 1000 --total-timesteps 100000 --eval-interval 5000

@@ -672,8 +672,8 @@ def unpack(packed: Tensor, pixels: int) -> Tensor:
 class Adam(nn.Module):
     """Adam (Kingma & Ba 2015, section 2), computing what torch.optim.Adam does.
 
-    Written out so that a whole update compiles to one graph: 1.2 times as fast. Within a graph the
-    step of torch.optim.Adam has no effect (torch 2.13).
+    With it, a whole update compiles to one graph, which is 1.2 times as fast. In a compiled graph,
+    the step of torch.optim.Adam has no effect (torch 2.13).
     """
 
     def __init__(self, params: Iterable[Tensor], learning_rate: float, eps: float = 1e-8) -> None:
@@ -688,9 +688,8 @@ class Adam(nn.Module):
     @torch.no_grad()
     def step(self, grads: Iterable[Tensor], beta1: float = 0.9, beta2: float = 0.999) -> None:
         self.t.add_(1)
-        bias1, bias2 = (
-            1 - torch.exp(self.t * math.log(beta)) for beta in (beta1, beta2)
-        )  # 1 - β^t
+        bias1 = 1 - torch.exp(self.t * math.log(beta1))  # 1 - β1^t
+        bias2 = 1 - torch.exp(self.t * math.log(beta2))  # 1 - β2^t
         step_size, eps = self.learning_rate * bias2.sqrt() / bias1, self.eps * bias2.sqrt()
         for p, g, m, v in zip(self.params, grads, self.m, self.v):
             m.lerp_(g, 1 - beta1)  # m = β1 m + (1 - β1) g
@@ -914,7 +913,7 @@ def random_action(env: MultiAgentEnv) -> Tensor:
 # [/shared]
 # [shared: run]
 class Run:
-    """What belongs to a run and not to its algorithm: folder, counters, logs and checkpoints.
+    """Everything about a run except its algorithm: folder, counters, logs and checkpoints.
 
     parts are the objects whose state_dict a checkpoint holds; "agent" is one of them.
     """
@@ -927,7 +926,7 @@ class Run:
         self.env_step = self.updates = self.signal = self.next_losses = 0
         self.episodes = [0] * args.num_envs  # finished episodes of each environment
         self.evaluations: list[float] = []  # mean returns
-        self.losses: dict[str, float] = {}  # the newest of each
+        self.losses: dict[str, float] = {}  # the latest value of each
         self.next_evaluation, self.seconds, self.wandb_id = math.inf, 0.0, uuid4().hex
         self.csv_bytes: dict[str, int] = {}  # lengths of the CSV files at the last checkpoint
         self.returns, self.lengths = np.zeros(args.num_envs), np.zeros(args.num_envs, int)
@@ -947,7 +946,7 @@ class Run:
         self.open_folder()
         self.tensorboard = SummaryWriter(str(self.folder), purge_step=self.env_step + 1)
         self.wandb = self.start_wandb() if args.track else None
-        hide = None if args.progress else True  # None hides it without a terminal
+        hide = None if args.progress else True  # None: tqdm hides it if there is no terminal
         total = args.total_timesteps
         self.bar = tqdm(total=total, initial=self.env_step, unit=" steps", disable=hide)
         for number in {signal.SIGINT, signal.SIGTERM, getattr(signal, "SIGHUP", signal.SIGINT)}:
@@ -969,7 +968,7 @@ class Run:
         if not args.resume and (self.folder / "checkpoint.pt").exists():
             fail(f"{self.folder} holds a run; --resume continues it, or give another --run-dir")
         for name in "episodes.csv", "evaluations.csv", "losses.csv":
-            path = self.folder / name  # without the rows that the checkpoint does not know
+            path = self.folder / name  # cut off the rows written after the checkpoint
             if path.exists():
                 os.truncate(path, min(path.stat().st_size, self.csv_bytes.get(name, 0)))
         settings = json.dumps(dataclasses.asdict(args), default=str, indent=2)
@@ -998,7 +997,7 @@ class Run:
         return self.stopped or self.env_step >= self.args.total_timesteps
 
     def elapsed(self) -> float:
-        """Seconds of training, in all parts of a resumed run."""
+        """Seconds of training so far, including those before the run was resumed."""
         return round(time.time() - self.start, 2)
 
     def episode_seeds(self) -> list[int | None]:
@@ -1006,7 +1005,7 @@ class Run:
         return [episode_seed(self.args.seed, i, n) for i, n in enumerate(self.episodes)]
 
     def check_finite(self, **quantities: Any) -> None:
-        """Exit before a number that is not finite is learned from or saved."""
+        """Exit if a number is not finite, before the agent learns from it or saves it."""
         check_finite(f"after step {self.env_step}", **quantities)
 
     def step(self, reward: np.ndarray, ended: np.ndarray) -> None:
@@ -1027,7 +1026,7 @@ class Run:
         """Check that the losses are finite, and log them every thousand steps."""
         self.losses |= {name: float(loss) for name, loss in losses.items()}
         self.check_finite(**self.losses)
-        # The first row comes after 1000 steps of learning, when there is a value of every loss.
+        # The first row comes after 1000 steps of learning, when every loss has a value.
         self.next_losses = self.next_losses or self.env_step + 1_000
         if self.env_step >= self.next_losses or self.finished:
             self.next_losses = self.env_step + 1_000
@@ -1036,7 +1035,7 @@ class Run:
             self.log(losses=self.losses, charts={"SPS": steps / max(seconds, 0.01)})
 
     def evaluate_if_due(self, evaluate: Callable[[], dict[str, Any]]) -> None:
-        """Log what evaluate returns, and keep the best agent in best.pt."""
+        """If an evaluation is due, run it, log its result, and keep the best agent in best.pt."""
         if self.signal or (self.env_step < self.next_evaluation and not self.finished):
             return
         with contextlib.suppress(KeyboardInterrupt):  # raised by interrupt
@@ -1059,7 +1058,7 @@ class Run:
         self.stopped = goal is not None and len(last) == 3 and min(last) >= goal
 
     def save_if_due(self, episode_ended: bool = True) -> None:
-        """Save if due; wait for the end of an episode if one comes soon: a run resumes at one."""
+        """Save if due, preferably when an episode ended: a resumed run begins a new episode."""
         signalled, steps = self.signal, self.env_step - self.saved_at
         due = steps >= self.args.save_interval * (1 if episode_ended else 2)
         if due or signalled or self.finished:
@@ -1067,7 +1066,7 @@ class Run:
             self.saved_at, self.done = self.env_step, bool(signalled) or self.finished
 
     def save(self, name: str, **parts: Any) -> None:
-        """Write a file beside its place, then rename it: a kill leaves the old file or the new."""
+        """Write a temporary file, then rename it: a kill leaves the old file or the new one."""
         self.check_finite(weights=[float(p.detach().sum()) for p in parts["agent"].parameters()])
         unset = dict.fromkeys(("resume", "evaluate", "run_dir"))
         self.csv_bytes = {path.name: path.stat().st_size for path in self.folder.glob("*.csv")}
@@ -1087,9 +1086,9 @@ class Run:
                 torch.save(state, file)
                 os.fsync(file.fileno())
             temporary.replace(path)
-        except (OSError, RuntimeError) as error:  # RuntimeError is torch's for a full disk
+        except (OSError, RuntimeError) as error:  # torch raises RuntimeError if the disk is full
             temporary.unlink(missing_ok=True)
-            fail(f"cannot write {path} ({error}); the checkpoint before it is kept", code=1)
+            fail(f"cannot write {path} ({error}); the previous checkpoint is kept", code=1)
 
     def write_row(self, name: str, values: dict[str, Any]) -> None:
         """Append a row to a CSV file of the run folder."""
@@ -1112,12 +1111,12 @@ class Run:
         """At a signal, let the run save at its next step and end; at a second one, end at once."""
         self.signal = number
         signal.signal(number, signal.SIG_DFL)
-        say(f"{SCRIPT}: saving at the next step; once more to end at once", sys.stderr)
+        say(f"{SCRIPT}: saving at the next step; interrupt again to end at once", sys.stderr)
         if self.evaluating:
             raise KeyboardInterrupt
 
     def close(self) -> Path:
-        """Say that the run is done; or how to resume it, and exit as the signal does."""
+        """Say that the run is done, or how to resume it and exit with the signal's code."""
         self.bar.close()
         self.tensorboard.close()
         self.lock.release()
@@ -1137,12 +1136,12 @@ def episode_seed(*numbers: int) -> int:
 
 
 def check_finite(when: str, **quantities: Any) -> None:
-    """Exit before a number is used that is not finite, or beyond what float32 can hold."""
+    """Exit if a number is not finite, or too large for float32."""
     for name, value in quantities.items():
         numbers = np.ravel(value)
         finite = np.abs(numbers) < np.finfo(np.float32).max  # false for nan
         if not finite.all():
-            what = f"{name.replace('_', ' ')} {when}: {numbers[~finite][0]} is no finite float32"
+            what = f"{name.replace('_', ' ')} {when}: {numbers[~finite][0]} is not a finite float32"
             fail(f"{what}; the last checkpoint is kept", code=1)
 
 
@@ -1175,15 +1174,15 @@ def save_video(frames: list, fps: int, args: Args, env_step: int) -> None:
 
 
 def start_torch(args: Args) -> None:
-    """Seed PyTorch, and choose the device and the precision of float32 products."""
+    """Seed PyTorch, and choose the device and the precision of float32 matrix products."""
     torch.manual_seed(args.seed)
-    np.seterr(over="ignore")  # beyond float32 becomes infinite, which check_finite refuses
+    np.seterr(over="ignore")  # too large for float32 becomes infinite; check_finite exits
     if args.device == "cuda" and not torch.cuda.is_available():
         fail("--device is cuda, but PyTorch finds no GPU here; use --device cpu")
     if args.device == "auto":
         args.device = "cuda" if torch.cuda.is_available() else "cpu"
     torch.backends.cudnn.deterministic = args.torch_deterministic
-    # oneDNN on a CPU: twice as fast as MKL on Zen 5, as fast on Zen 4. TF32 on a GPU.
+    # On a CPU, oneDNN: twice as fast as MKL on Zen 5, equally fast on Zen 4. On a GPU, TF32.
     torch.set_float32_matmul_precision("medium")
 
 
@@ -1195,19 +1194,19 @@ def compiled(function: Callable, args: Args) -> Callable:
         return function
     torch._dynamo.config.trace_autograd_ops = True  # allows torch.autograd.grad in a graph
     options: dict[str, Any] = {
-        "cpp_wrapper": args.device == "cpu",  # half the time to compile, and faster calls
-        "fallback_random": True,  # the random numbers of the uncompiled function
+        "cpp_wrapper": args.device == "cpu",  # compiles in half the time, and calls are faster
+        "fallback_random": True,  # same random numbers as the uncompiled function
     }
     try:
         torch.compile(torch.sin, options=options)(torch.zeros(1, device=args.device))
-    except Exception as error:  # whatever a compiler that does not work here raises
+    except Exception as error:  # a broken compiler may raise anything
         reason = str(error).strip().split("\n")[0]
         say(f"{SCRIPT}: cannot compile here, so learning is slower: {reason}", sys.stderr)
         return function
     say("compiling at the first use: up to a minute, and a few seconds in later runs")
-    # Do not check the modules for changes at every call, which takes 3% of an update: only their
-    # tensors change, and these are inputs of the graph. So that a second agent does not run the
-    # graph of the first, isolate_recompiles gives each its own.
+    # Skip the check at every call whether modules changed, which takes 3% of an update: only their
+    # tensors change, and these are inputs of the graph. isolate_recompiles gives each agent a graph
+    # of its own; otherwise a second agent would run the graph of the first.
     options["guard_filter_fn"] = torch.compiler.skip_guard_on_all_nn_modules_unsafe
     settings: dict[str, Any] = {"fullgraph": True, "isolate_recompiles": True, "options": options}
     return torch.compile(function, **settings)
@@ -1234,13 +1233,13 @@ def fail(message: str, code: int = 2) -> NoReturn:
 
 
 def load_checkpoint(path: Path) -> dict[str, Any]:
-    """Read a checkpoint. weights_only: a file from a stranger runs no code."""
+    """Read a checkpoint. With weights_only, a file from a stranger runs no code."""
     try:
         checkpoint = torch.load(path, map_location="cpu", weights_only=True)
         script = checkpoint["script"]
     except (FileNotFoundError, NotADirectoryError):
         fail(f"there is no {path}; give a run folder that holds one, such as runs/Pendulum-v1__...")
-    except Exception as error:  # what a damaged or malicious file raises is open-ended
+    except Exception as error:  # a damaged or malicious file may raise anything
         reason = str(error).split("\n")[0]
         fail(f"{path} is damaged or not a checkpoint, and nothing in it was run ({reason})")
     if script != SCRIPT:
@@ -1249,13 +1248,13 @@ def load_checkpoint(path: Path) -> dict[str, Any]:
 
 
 def read_flags() -> tuple[Args, dict[str, Any] | None]:
-    """The flags, and the checkpoint of --resume or --evaluate, which sets those not given."""
+    """The flags, and the checkpoint of --resume or --evaluate, which sets the flags not given."""
     parser = argparse.ArgumentParser(add_help=False, allow_abbrev=False)
-    for flag in "--resume", "--evaluate", "--run-dir":  # read first: they set the others' defaults
+    for flag in "--resume", "--evaluate", "--run-dir":  # read first: a checkpoint sets the defaults
         parser.add_argument(flag)
     given, _ = parser.parse_known_args()
     if sum(value is not None for value in vars(given).values()) > 1:
-        fail("give one of --resume, --evaluate and --run-dir: the first two name a run themselves")
+        fail("give only one of --resume, --evaluate and --run-dir: the first two name a run folder")
     saved, checkpoint = Args(), None
     if given.resume or given.evaluate not in (None, *typing.get_args(Baseline)):
         path = Path(given.resume or given.evaluate)
@@ -1288,7 +1287,7 @@ def read_flags() -> tuple[Args, dict[str, Any] | None]:
 
 def main() -> None:
     """Train or evaluate, as the flags say."""
-    for name in ("stdout", "stderr"):  # a closed stream, or one that cannot show all characters
+    for name in ("stdout", "stderr"):  # a stream may be closed, or not show all characters
         setattr(sys, name, getattr(sys, name) or Path(os.devnull).open("w"))
         getattr(sys, name).reconfigure(errors="backslashreplace")
     try:
@@ -1302,7 +1301,7 @@ def main() -> None:
     except OSError as error:  # a full disk, a folder without write permission
         fail(str(error), code=1)
     except RuntimeError as error:
-        if "loading state_dict" not in str(error):  # PyTorch's words for networks that do not fit
+        if "loading state_dict" not in str(error):  # PyTorch's message for other sizes
             raise
         fail("the checkpoint has other networks: " + str(error).split("\n")[1].strip())
     say(

@@ -99,7 +99,7 @@ class Args:
     critic: Fixed[Literal["joint", "own"]] = "joint"  # sees all agents; own: independent DDPG
 
     # Learning
-    gamma: Fraction = 0.95  # discount per step
+    gamma: Fraction = 0.95  # discount factor
     tau: Fraction = 0.01  # weight of the online network in each update of its target
     actor_learning_rate: NonNegativeFloat = 1e-4  # of Adam; the paper's is 1e-2
     critic_learning_rate: NonNegativeFloat = 1e-3  # of Adam; the paper's is 1e-2
@@ -128,12 +128,12 @@ class Args:
     eval_episodes: PositiveInt = 10  # episodes per evaluation
     stop_at_return: float | None = None  # stop when the last 3 evaluations all reach it
     capture_video: bool = False  # film the first episode of every evaluation
-    evaluate: Baseline | Path | None = None  # evaluate only: one of these, a run folder, a .pt file
+    evaluate: Baseline | Path | None = None  # only evaluate a baseline, a run folder or a .pt file
 
     # Run folder
     run_dir: Path | None = None  # default: runs/{env_id}__{exp_name}__{seed}__{time}
     exp_name: str = SCRIPT  # part of the folder's name
-    resume: Path | None = None  # run folder to resume; other flags given here replace its own
+    resume: Path | None = None  # run folder to resume; flags given here override the saved ones
     save_interval: PositiveInt = 50_000  # steps between checkpoints
     progress: bool = True  # progress bar, if there is a terminal
     track: bool = False  # log to Weights & Biases as well

@@ -2,13 +2,13 @@
 
 A policy plays a number of steps in many games at once. Then actions that led to more reward than
 expected are made more probable, and the others less probable. Each step is used several times,
-which is sound only near the policy that played: a clipped objective removes the incentive to change
-the probability of an action by more than a tenth.
+which is valid only while the policy stays close to the one that played. So a clipped objective
+removes the incentive to change the probability of an action by more than a tenth.
 
     play       T steps of N games, and store (s, a, log π_old(a|s), r, V(s))
     advantage  A = Σ (γλ)^k δ_k,  δ = r + γ (1 - terminated) V(s') - V(s)
-    learn      for several epochs, in shuffled minibatches: with r = π(a|s) / π_old(a|s),
-               maximise min(r A, clip(r, 1 - ε, 1 + ε) A), and fit V(s) to A + V(s)
+    learn      for several epochs, in shuffled minibatches: with ratio = π(a|s) / π_old(a|s),
+               maximise min(ratio A, clip(ratio, 1 - ε, 1 + ε) A), and fit V(s) to A + V_old(s)
 
 Paper:  Schulman et al. 2017, Proximal Policy Optimization Algorithms, arXiv:1707.06347
 Run:    python ppo_atari.py --env-id ALE/Pong-v5
@@ -75,32 +75,32 @@ class Args:
 
     # Learning. The defaults are those of OpenAI's code, which differ slightly from the paper's.
     num_steps: PositiveInt = 128  # steps of every game per rollout
-    num_minibatches: PositiveInt = 4  # parts of a rollout; an update learns from one
+    num_minibatches: PositiveInt = 4  # minibatches per rollout; an update learns from one
     update_epochs: PositiveInt = 4  # passes over a rollout
     learning_rate: NonNegativeFloat = 2.5e-4  # of Adam
     anneal_lr: bool = True  # anneal the learning rate linearly to 0 over the run
-    gamma: Fraction = 0.99  # discount per step
-    gae_lambda: Fraction = 0.95  # 0: advantages from one step, biased; 1: from all, high variance
-    clip_coef: NonNegativeFloat = 0.1  # the objective is flat where |ratio - 1| exceeds this
+    gamma: Fraction = 0.99  # discount factor
+    gae_lambda: Fraction = 0.95  # 0: one-step advantages, biased; 1: from all steps, high variance
+    clip_coef: NonNegativeFloat = 0.1  # ε: no gain from moving the ratio further than this from 1
     clip_value_loss: bool = True  # clip the change of the value likewise, as OpenAI's code does
     norm_advantage: bool = True  # scale advantages to mean 0, standard deviation 1 per minibatch
     value_coef: NonNegativeFloat = 0.5  # weight of the value loss
     entropy_coef: NonNegativeFloat = 0.01  # weight of the entropy bonus
     max_grad_norm: NonNegativeFloat = 0.5  # gradients are scaled down to this norm
-    target_kl: NonNegativeFloat | None = None  # skip the epochs left once the policy moved this far
+    target_kl: NonNegativeFloat | None = None  # skip the remaining epochs if approx_kl exceeds it
 
-    # Evaluation: whole games and raw scores, whatever is truncated or clipped for learning
+    # Evaluation: whole games and raw scores, also where learning ends or clips them
     eval_interval: PositiveInt = 500_000  # steps between evaluations
     eval_episodes: PositiveInt = 10  # games per evaluation, in parallel
     greedy_eval: bool = False  # play the most probable action instead of sampling one
     stop_at_return: float | None = None  # stop when the last 3 evaluations all reach it
     capture_video: bool = False  # film the first game of every evaluation
-    evaluate: Baseline | Path | None = None  # evaluate only: one of these, a run folder, a .pt file
+    evaluate: Baseline | Path | None = None  # only evaluate a baseline, a run folder or a .pt file
 
     # Run folder
     run_dir: Path | None = None  # default: runs/{env_id}__{exp_name}__{seed}__{time}
     exp_name: str = SCRIPT  # part of the folder's name
-    resume: Path | None = None  # run folder to resume; other flags given here replace its own
+    resume: Path | None = None  # run folder to resume; flags given here override the saved ones
     save_interval: PositiveInt = 100_000  # steps between checkpoints
     progress: bool = True  # progress bar, if there is a terminal
     track: bool = False  # log to Weights & Biases as well
@@ -124,8 +124,8 @@ class AtariGames:
     """N games in ALE's vector environment, preprocessed as for DQN (Mnih et al. 2015).
 
     Each action is held for four frames. The pixelwise maximum of the last two makes one grey image,
-    since some games draw an object in every second frame only; an observation is the last four.
-    A game begins with up to 30 no-ops, then with the fire button if it waits for that.
+    since some games draw an object in every second frame only. An observation is four such images.
+    A game begins with up to 30 no-ops, and then the fire button if the game waits for it.
     """
 
     obs: Tensor  # [N, 84, 84, 4] uint8, contiguous; in colour [N, 210, 160, 3, 4]
@@ -136,7 +136,7 @@ class AtariGames:
         self.num_actions = len(self.envs.ale.get_action_set())
 
     def begin(self, *seed: int) -> None:
-        """Begin all games, with seeds that follow from the given numbers."""
+        """Begin all games, with seeds derived from the given numbers."""
         seeds = np.random.default_rng(seed).integers(2**31, size=self.num_envs)
         self.reset(np.ones(self.num_envs, bool), seeds)
 
@@ -146,7 +146,7 @@ class AtariGames:
             self.observe(*self.envs.reset(seed=seeds, options={"reset_mask": ended}))
 
     def step(self, action: Tensor) -> tuple[np.ndarray, np.ndarray, np.ndarray, np.ndarray]:
-        """Play action [N]; returns the raw reward, terminated, truncated, life_lost, each [N]."""
+        """Take action [N]; returns the raw reward, terminated, truncated, life_lost, each [N]."""
         lives = self.lives
         obs, reward, terminated, truncated, info = self.envs.step(action.cpu().numpy())
         self.observe(obs, info)
@@ -175,7 +175,7 @@ class Features(nn.Module):
             orthogonal(nn.Linear(64 * 7 * 7, 512)),
             nn.ReLU(),
         )
-        # Convolutions are several times faster with the channels of a pixel side by side in memory.
+        # Convolutions are several times faster with the channels of a pixel next to each other.
         self.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
 
     def forward(self, obs: Tensor) -> Tensor:
@@ -215,14 +215,14 @@ def advantages(
 ) -> Tensor:
     """Generalised advantage estimation (Schulman et al. 2016, equation 16), all [T, N].
 
-    next_value is the value of the observation that the action led to, at the end of an episode its
-    last. ended is 1 where an episode was terminated or truncated: there the sum stops.
+    next_value is the value of the observation after the action: at the end of an episode, of its
+    last observation. ended is 1 where an episode terminated or was truncated: there the sum stops.
     """
     delta = reward + args.gamma * (1 - terminated) * next_value - value  # δ = r + γ V(s') - V(s)
-    advantage, later = torch.zeros_like(delta), torch.zeros_like(delta[0])
+    advantage, gae = torch.zeros_like(delta), torch.zeros_like(delta[0])
     for t in reversed(range(len(delta))):
-        later = delta[t] + args.gamma * args.gae_lambda * (1 - ended[t]) * later  # A = δ + γ λ A'
-        advantage[t] = later
+        gae = delta[t] + args.gamma * args.gae_lambda * (1 - ended[t]) * gae  # A = δ + γ λ A'
+        advantage[t] = gae
     return advantage
 
 
@@ -236,7 +236,7 @@ class Rollout:
         self.action = torch.zeros(shape, dtype=torch.int64, device=device)
         self.log_prob, self.value, self.next_value = torch.zeros(3, *shape, device=device)
         self.reward = np.zeros(shape, np.float32)  # raw
-        self.terminated, self.over = np.zeros((2, *shape), bool)  # over: the whole game
+        self.terminated, self.over = np.zeros((2, *shape), bool)  # over: the game ended
 
     @torch.no_grad()
     def collect(self, games: AtariGames, act: Callable, args: Args) -> None:
@@ -325,7 +325,7 @@ class Agent(nn.Module):
     def step(self, grads: list[Tensor]) -> None:
         """A step of the optimizer, with gradients scaled down to a norm of max_grad_norm."""
         for param, grad in zip(self.parameters(), grads):
-            # Fused Adam pairs elements by their place in memory, so both need the same layout.
+            # Fused Adam pairs elements by memory position: a gradient needs its weight's layout.
             param.grad = torch.empty_like(param).copy_(grad)
         nn.utils.clip_grad_norm_(self.parameters(), self.args.max_grad_norm)
         self.optimizer.step()
@@ -336,7 +336,7 @@ class Agent(nn.Module):
         self.optimizer.param_groups[0]["lr"] = self.args.learning_rate * left
 
     def player(self, num_games: int) -> Callable[[Tensor], Tensor]:
-        """The policy in num_games new games: obs [N, 84, 84, 4] -> logits [N, A]."""
+        """The policy for num_games new games: obs [N, 84, 84, 4] -> logits [N, A]."""
         return lambda obs: self.net(obs)[0]
 
 
@@ -374,7 +374,7 @@ def train(args: Args, checkpoint: dict[str, Any] | None = None) -> Path:
             if args.target_kl is not None and ranks.mean([losses["approx_kl"]])[0] > args.target_kl:
                 break
 
-        # After learning, which must see the observations as acting did
+        # Only now, since learning must normalise observations as acting did
         agent.net.features.standardise.update(data.obs[..., -1], ranks.mean)
         losses = {name: torch.stack([log[name] for log in logs]).mean() for name in losses}
         unexplained = (data.returns - data.value).var() / data.returns.var().clamp(min=1e-8)
@@ -431,10 +431,10 @@ def make_envs(args: Args, num_envs: int, colour: bool) -> AtariVectorEnv:
     gym.register_envs(ale_py)
     try:
         spec = gym.spec(args.env_id)
-    except gym.error.Error as error:  # names what is near
+    except gym.error.Error as error:  # Gymnasium's names similar ids
         fail(f"cannot make {args.env_id}: {error}")
     if spec.namespace != "ALE":
-        fail(f"{args.env_id} is not one of ALE's games; {SCRIPT} plays those, as ALE/Pong-v5")
+        fail(f"{args.env_id} is no game of ALE; {SCRIPT} plays only those, such as ALE/Pong-v5")
     ale_py.ALEInterface.setLoggerMode(ale_py.LoggerMode.Error)
     return AtariVectorEnv(
         spec.kwargs["game"],
@@ -453,7 +453,7 @@ def make_envs(args: Args, num_envs: int, colour: bool) -> AtariVectorEnv:
 # [/shared]
 # [shared: orthogonal]
 def orthogonal(layer: nn.Conv2d | nn.Linear, gain: float = math.sqrt(2)) -> nn.Module:
-    """Initialise a layer as is usual for on-policy learning; sqrt(2) suits a ReLU after it."""
+    """Orthogonal weights, zero biases: usual for on-policy learning. sqrt(2) suits ReLU."""
     nn.init.orthogonal_(layer.weight, gain)
     nn.init.constant_(layer.bias, 0.0)  # type: ignore[arg-type]
     return layer
@@ -462,22 +462,22 @@ def orthogonal(layer: nn.Conv2d | nn.Linear, gain: float = math.sqrt(2)) -> nn.M
 # [/shared]
 # [shared: standardise]
 class Standardise(nn.Module):
-    """Subtract from each pixel its mean, and divide by the standard deviation of all pixels.
+    """Subtract each pixel's mean, and divide by one standard deviation for all pixels.
 
-    Both are running statistics of all frames played. With pixels / 255, as is usual, the constant
-    background makes up most of the features (Burda et al. 2019, arXiv:1810.12894, section 2.4,
-    divides each pixel by a standard deviation of its own).
+    Both are running statistics of all frames played. With the usual pixels / 255, the constant
+    background dominates the features. Burda et al. 2019 (arXiv:1810.12894, section 2.4) do the
+    same with a standard deviation for each pixel.
     """
 
     def __init__(self, args: Args) -> None:
         super().__init__()
         self.enabled = args.norm_obs
-        # These values give pixels / 255 until the first update. The mean is the same in all four
-        # frames; it is stored for each, to have their layout in memory.
+        # These values give pixels / 255 until the first update. The mean is the same for all four
+        # frames of an observation; it is stored four times to match their memory layout.
         self.mean = nn.Buffer(torch.zeros(1, 4, 84, 84))
         self.std = nn.Buffer(torch.tensor(255.0))
         self.square = nn.Buffer(torch.zeros(()))  # the mean square of all pixels
-        self.updates = nn.Buffer(torch.zeros(()))  # all have the same weight
+        self.updates = nn.Buffer(torch.zeros(()))  # each counts equally in the mean
 
     def forward(self, obs: Tensor) -> Tensor:
         return (obs - self.mean) / self.std
@@ -500,7 +500,7 @@ class Ranks:
     """The processes that torchrun started, one per GPU; without torchrun, this one alone.
 
     Each plays its share of the games and learns from its share of every minibatch. Gradients are
-    averaged before they are clipped, so that all make the update of a single process. Rank 0 writes
+    averaged before they are clipped, so the update equals that of a single process. Rank 0 writes
     the run folder; the other ranks write to temporary folders.
     """
 
@@ -509,9 +509,8 @@ class Ranks:
         self.size = int(os.environ.get("WORLD_SIZE", 1))
         if self.size == 1:
             return
-        if args.num_envs % self.size or args.num_envs * args.num_steps % (
-            self.size * args.num_minibatches
-        ):
+        steps, parts = args.num_envs * args.num_steps, self.size * args.num_minibatches
+        if args.num_envs % self.size or steps % parts:
             fail(f"--num-envs is {args.num_envs}; {self.size} processes cannot share that evenly")
         if args.device == "cuda":
             torch.cuda.set_device(int(os.environ["LOCAL_RANK"]))
@@ -537,12 +536,12 @@ class Ranks:
         return [part.view_as(tensor) for part, tensor in zip(parts, tensors)]
 
     def share(self, run: Run, reward: np.ndarray, over: np.ndarray) -> tuple[np.ndarray, ...]:
-        """Rewards and ends [T, N] of the games of all ranks. A signal to one is a signal to all."""
+        """Rewards and ends [T, N] of all ranks' games. A signal to one rank is a signal to all."""
         if self.size == 1:
             return reward, over
-        everybody: list[Any] = [None] * self.size
-        dist.all_gather_object(everybody, (reward, over, run.signal))
-        *games, signals = zip(*everybody)
+        gathered: list[Any] = [None] * self.size
+        dist.all_gather_object(gathered, (reward, over, run.signal))
+        *games, signals = zip(*gathered)
         run.signal = max(run.signal, *signals)
         return tuple(np.concatenate(part, axis=1) for part in games)
 
@@ -560,7 +559,7 @@ class Ranks:
 
 
 def normalised(advantage: Tensor, ranks: Ranks) -> Tensor:
-    """Mean 0 and standard deviation 1 over the minibatch, of which each rank has a part."""
+    """Advantages with mean 0 and standard deviation 1 over the minibatch of all ranks."""
     mean, square = ranks.mean([advantage.mean(), advantage.square().mean()])
     count = advantage.numel() * ranks.size
     std = ((square - mean.square()) * count / (count - 1)).clamp(min=0).sqrt()
@@ -577,7 +576,7 @@ def play(args: Args, checkpoint: dict[str, Any] | None) -> dict[str, float]:
         agent.load_state_dict(checkpoint["agent"])
     policy = agent.player(args.eval_episodes)
     if args.evaluate == "random":
-        args.greedy_eval = False  # of equal logits none is the largest
+        args.greedy_eval = False  # the argmax of equal logits is always action 0
         policy = lambda obs: torch.zeros(len(obs), num_actions, device=obs.device)  # noqa: E731
     return evaluate(policy, args, checkpoint["run"]["env_step"] if checkpoint else 0)
 

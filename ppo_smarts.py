@@ -90,20 +90,20 @@ class Args:
 
     # Learning
     num_steps: PositiveInt = 1024  # steps of every environment per rollout
-    num_minibatches: PositiveInt = 8  # parts of a rollout; an update learns from one
+    num_minibatches: PositiveInt = 8  # minibatches per rollout; an update learns from one
     update_epochs: PositiveInt = 10  # passes over a rollout
     learning_rate: NonNegativeFloat = 3e-4  # of Adam
     anneal_lr: bool = True  # anneal the learning rate linearly to 0 over the run
-    gamma: Fraction = 0.99  # discount per step
-    gae_lambda: Fraction = 0.95  # 0: advantages from one step, biased; 1: from all, high variance
+    gamma: Fraction = 0.99  # discount factor
+    gae_lambda: Fraction = 0.95  # 0: one-step advantages, biased; 1: from all steps, high variance
     reward_scale: NonNegativeFloat = 0.1  # factor of the rewards in learning
-    clip_coef: NonNegativeFloat = 0.2  # the objective is flat where |ratio - 1| exceeds this
+    clip_coef: NonNegativeFloat = 0.2  # ε: no gain from moving the ratio further than this from 1
     clip_value_loss: bool = False  # clip the change of the value likewise, as OpenAI's code does
     norm_advantage: bool = True  # scale advantages to mean 0, standard deviation 1 per minibatch
     entropy_coef: NonNegativeFloat = 0.01  # weight of the entropy bonus
     value_coef: NonNegativeFloat = 0.5  # weight of the value loss
     max_grad_norm: NonNegativeFloat = 0.5  # gradients are scaled down to this norm
-    target_kl: NonNegativeFloat | None = None  # skip the epochs left once the policy moved this far
+    target_kl: NonNegativeFloat | None = None  # skip the remaining epochs if approx_kl exceeds it
 
     # Evaluation, in a separate environment. An episode's return is the sum over the agents.
     eval_interval: PositiveInt = 10_000  # steps between evaluations
@@ -111,12 +111,12 @@ class Args:
     greedy_eval: bool = True  # the most likely action; no: sampled actions
     stop_at_return: float | None = None  # stop when the last 3 evaluations all reach it
     capture_video: bool = False  # film the first episode of every evaluation
-    evaluate: Baseline | Path | None = None  # evaluate only: one of these, a run folder, a .pt file
+    evaluate: Baseline | Path | None = None  # only evaluate a baseline, a run folder or a .pt file
 
     # Run folder
     run_dir: Path | None = None  # default: runs/{env_id}__{exp_name}__{seed}__{time}
     exp_name: str = SCRIPT  # part of the folder's name
-    resume: Path | None = None  # run folder to resume; other flags given here replace its own
+    resume: Path | None = None  # run folder to resume; flags given here override the saved ones
     save_interval: PositiveInt = 10_000  # steps between checkpoints
     progress: bool = True  # progress bar, if there is a terminal
     track: bool = False  # log to Weights & Biases as well
@@ -156,7 +156,7 @@ class Step(NamedTuple):
 # [/shared]
 # [shared: orthogonal]
 def orthogonal(layer: nn.Conv2d | nn.Linear, gain: float = math.sqrt(2)) -> nn.Module:
-    """Initialise a layer as is usual for on-policy learning; sqrt(2) suits a ReLU after it."""
+    """Orthogonal weights, zero biases: usual for on-policy learning. sqrt(2) suits ReLU."""
     nn.init.orthogonal_(layer.weight, gain)
     nn.init.constant_(layer.bias, 0.0)  # type: ignore[arg-type]
     return layer
@@ -268,14 +268,14 @@ def advantages(
 ) -> Tensor:
     """Generalised advantage estimation (Schulman et al. 2016, equation 16), all [T, N].
 
-    next_value is the value of the observation that the action led to, at the end of an episode its
-    last. ended is 1 where an episode was terminated or truncated: there the sum stops.
+    next_value is the value of the observation after the action: at the end of an episode, of its
+    last observation. ended is 1 where an episode terminated or was truncated: there the sum stops.
     """
     delta = reward + args.gamma * (1 - terminated) * next_value - value  # δ = r + γ V(s') - V(s)
-    advantage, later = torch.zeros_like(delta), torch.zeros_like(delta[0])
+    advantage, gae = torch.zeros_like(delta), torch.zeros_like(delta[0])
     for t in reversed(range(len(delta))):
-        later = delta[t] + args.gamma * args.gae_lambda * (1 - ended[t]) * later  # A = δ + γ λ A'
-        advantage[t] = later
+        gae = delta[t] + args.gamma * args.gae_lambda * (1 - ended[t]) * gae  # A = δ + γ λ A'
+        advantage[t] = gae
     return advantage
 
 

@@ -1,8 +1,8 @@
 """Soft Actor-Critic (SAC): maximise the return and the randomness of the actions together.
 
 The policy π(a|s) is a probability distribution over actions. Its entropy, which measures how random
-it is, is added to the reward with a weight α, the temperature; so the agent explores by itself. The
-critics learn the value of both, and α is adjusted until the entropy meets a target.
+it is, is added to the reward with a weight α, the temperature, so the agent explores by itself. The
+critics learn the value of reward plus entropy, and α is adjusted until the entropy meets a target.
 
     act        a ~ π(·|s), and store (s, a, r, terminated, s')
     α          raise α if the entropy, the mean of -log π(a|s), is below its target; else lower it
@@ -45,14 +45,7 @@ import torch.nn as nn
 import torch.nn.functional as F
 import tyro
 from gymnasium.vector import AutoresetMode, SyncVectorEnv
-from pydantic import (
-    Field,
-    NonNegativeFloat,
-    PositiveFloat,
-    PositiveInt,
-    TypeAdapter,
-    ValidationError,
-)
+from pydantic import Field, NonNegativeFloat, PositiveInt, TypeAdapter, ValidationError
 from torch import Tensor
 from torch.utils.tensorboard import SummaryWriter
 from tqdm import tqdm
@@ -72,18 +65,18 @@ class Args:
     # Task. Lengths are in environment steps, summed over all parallel environments.
     env_id: Fixed[str] = "HopperBulletEnv-v0"  # any Gymnasium id with continuous (Box) actions
     total_timesteps: PositiveInt = 1_000_000  # length of the training
-    num_envs: Fixed[PositiveInt] = 1  # parallel environments; the updates per step do not change
+    num_envs: Fixed[PositiveInt] = 1  # parallel environments; the updates per step stay the same
     seed: Fixed[Seed] = 1  # random seed of the networks, the noise and the environments
 
     # Networks
     actor_hidden_sizes: Fixed[tuple[PositiveInt, ...]] = (256, 256)  # units of each hidden layer
     critic_hidden_sizes: Fixed[tuple[PositiveInt, ...]] = (256, 256)  # units of each hidden layer
-    layer_norm: Fixed[bool] = False  # before each ReLU
-    weights_init: Literal["default", "xavier", "uniform", "orthogonal"] = "default"  # of layers
-    bias_init: Literal["default", "zeros", "uniform"] = "default"  # of layers, see init_layer
+    layer_norm: Fixed[bool] = False  # layer normalisation before each ReLU
+    weights_init: Literal["default", "xavier", "uniform", "orthogonal"] = "default"  # weights
+    bias_init: Literal["default", "zeros", "uniform"] = "default"  # biases, see init_layer
 
     # Learning. Learning rates, tau, gamma and buffer size are RL Zoo's for PyBullet.
-    gamma: Fraction = 0.98  # discount per step; the paper's is 0.99
+    gamma: Fraction = 0.98  # discount factor; the paper's is 0.99
     tau: Fraction = 0.02  # weight of the online network in a target's update; the paper's is 0.005
     actor_learning_rate: NonNegativeFloat = 7.3e-4  # of Adam; the paper's is 3e-4
     critic_learning_rate: NonNegativeFloat = 7.3e-4  # of Adam; the paper's is 3e-4
@@ -91,29 +84,29 @@ class Args:
     batch_size: PositiveInt = 256  # transitions per update
     buffer_size: Fixed[PositiveInt] = 300_000  # transitions stored; new ones overwrite the oldest
     learning_starts: Steps = 10_000  # steps of uniform random actions before learning
-    update_every: PositiveInt = 1  # steps between learning phases of as many updates
+    update_every: PositiveInt = 1  # n: make n * updates_per_step updates after every n steps
     updates_per_step: PositiveInt = 1  # updates per environment step
-    num_critics: Fixed[PositiveInt] = 2  # critics; the smallest of their values counts
+    num_critics: Fixed[PositiveInt] = 2  # critics; the target is the smallest of their values
 
     # Temperature: the weight of the entropy beside the reward
-    autotune: Fixed[bool] = True  # learn it; otherwise it is alpha throughout
-    alpha: Fixed[NonNegativeFloat] = 0.2  # its value with --no-autotune
-    init_alpha: Fixed[PositiveFloat] = 1.0  # its initial value when it is learned
-    max_alpha: PositiveFloat = 10.0  # its largest value when it is learned
+    autotune: Fixed[bool] = True  # learn the temperature; otherwise it is --alpha
+    alpha: Fixed[NonNegativeFloat] = 0.2  # temperature with --no-autotune
+    init_alpha: Fixed[Annotated[float, Field(gt=0)]] = 1.0  # initial temperature, if learned
+    max_alpha: Annotated[float, Field(gt=0)] = 10.0  # largest temperature, if learned
     alpha_learning_rate: NonNegativeFloat = 7.3e-4  # of Adam on log alpha; the paper's is 3e-4
-    target_entropy: Literal["auto"] | float = "auto"  # nats; auto: minus the number of dimensions
+    target_entropy: Literal["auto"] | float = "auto"  # nats; auto: minus the action's dimensions
 
     # Evaluation, without noise, in a separate environment
     eval_interval: PositiveInt = 25_000  # steps between evaluations
     eval_episodes: PositiveInt = 10  # episodes per evaluation
     stop_at_return: float | None = None  # stop when the last 3 evaluations all reach it
     capture_video: bool = False  # film the first episode of every evaluation
-    evaluate: Baseline | Path | None = None  # evaluate only: one of these, a run folder, a .pt file
+    evaluate: Baseline | Path | None = None  # only evaluate a baseline, a run folder or a .pt file
 
     # Run folder
     run_dir: Path | None = None  # default: runs/{env_id}__{exp_name}__{seed}__{time}
     exp_name: str = SCRIPT  # part of the folder's name
-    resume: Path | None = None  # run folder to resume; other flags given here replace its own
+    resume: Path | None = None  # run folder to resume; flags given here override the saved ones
     save_interval: PositiveInt = 50_000  # steps between checkpoints
     progress: bool = True  # progress bar, if there is a terminal
     track: bool = False  # log to Weights & Biases as well
@@ -204,7 +197,7 @@ class Actor(nn.Module):
         return mean, log_std.exp()
 
     def sample(self, obs: Tensor) -> tuple[Tensor, Tensor]:
-        """Random actions [B, A], differentiable in the parameters, and their log π(a|s) [B]."""
+        """Sampled actions [B, A], differentiable in the parameters, and their log π(a|s) [B]."""
         mean, std = self.mean_and_std(obs)
         xi = torch.randn_like(mean)
         u = mean + std * xi  # reparameterised: the noise does not depend on the parameters
@@ -215,7 +208,7 @@ class Actor(nn.Module):
         return torch.tanh(u), (gaussian - squash).sum(1)
 
     def forward(self, obs: Tensor) -> Tensor:
-        """The action without randomness, tanh of the mean [B, A], as evaluation uses it."""
+        """The deterministic action for evaluation, tanh of the mean [B, A]."""
         return torch.tanh(self.mean_and_std(obs)[0])
 
 
@@ -229,8 +222,8 @@ class Critic(nn.Module):
     def forward(self, obs: Tensor, action: Tensor) -> Tensor:
         hidden = self.net[:-1](torch.cat([obs, action], dim=1))  # [B, H]
         last: Any = self.net[-1]
-        # [B], not [B, 1]: a loss of [B, 1] against [B] would broadcast to [B, B]. Written as a sum,
-        # the last layer is faster: an update takes 3% less time.
+        # [B], not [B, 1]: a loss of [B, 1] against [B] would broadcast to [B, B]. With the last
+        # layer written as a sum, an update takes 3% less time.
         return (hidden * last.weight[0]).sum(1) + last.bias
 
 
@@ -292,7 +285,7 @@ class Agent(nn.Module):
         self.target_critics = copy.deepcopy(self.critics).requires_grad_(False)
         self.actor_optimizer = Adam(self.actor.parameters(), args.actor_learning_rate)
         self.critic_optimizer = Adam(self.critics.parameters(), args.critic_learning_rate)
-        # log α is learned, since it keeps α positive and makes steps proportional to α
+        # log α is learned, since this keeps α positive and makes its steps proportional to it
         alpha = args.init_alpha if args.autotune else args.alpha
         self.log_alpha = nn.Parameter(torch.tensor(alpha).log())
         self.max_log_alpha = math.log(args.max_alpha)
@@ -307,7 +300,7 @@ class Agent(nn.Module):
             # The soft value: V(s') = min_i Q'_i(s', a') - α log π(a'|s')   [B]
             next_value = torch.stack(next_values).amin(0) - alpha * next_log_prob
             # y = r + γ (1 - terminated) V(s')   [B]
-            # A time limit ends an episode but not the task, so the value of s' counts there.
+            # A time limit ends an episode but not the task, so y keeps the value of s'.
             target = batch.reward + self.gamma * (1 - batch.terminated) * next_value
         values = [critic(batch.obs, batch.action) for critic in self.critics]  # [B] each
         return 0.5 * torch.stack([F.mse_loss(value, target) for value in values]).sum()
@@ -318,7 +311,7 @@ class Agent(nn.Module):
         return (alpha * log_prob - value).mean()
 
     def alpha_loss(self, log_prob: Tensor) -> Tensor:
-        """Raises log α while the entropy, -log π, is below its target (second paper, eq. 18)."""
+        """Minimising it raises log α if the entropy is below its target (second paper, eq. 18)."""
         return -(self.log_alpha * (log_prob.detach() + self.target_entropy)).mean()
 
     def update(self, batch: Batch) -> dict[str, Tensor]:
@@ -360,7 +353,7 @@ class Agent(nn.Module):
 def train(args: Args, checkpoint: dict[str, Any] | None = None) -> Path:
     """Train, from the start or from a checkpoint; returns the run folder."""
     start_torch(args)
-    off = AutoresetMode.DISABLED  # so that next_obs is true at the end of an episode too
+    off = AutoresetMode.DISABLED  # otherwise next_obs may belong to the next episode
     envs = SyncVectorEnv([lambda: make_env(args.env_id)] * args.num_envs, autoreset_mode=off)
     eval_env = make_env(args.env_id, film=args.capture_video)
     obs_dim, action_dim = dimensions(eval_env)
@@ -392,7 +385,7 @@ def train(args: Args, checkpoint: dict[str, Any] | None = None) -> Path:
         obs, ended = next_obs, terminated | truncated
         run.step(reward, ended)
 
-        # Learn
+        # Learn, when env_step has passed a multiple of `steps`
         steps = max(args.update_every, args.num_envs)
         if run.env_step > args.learning_starts and run.env_step % steps < args.num_envs:
             if args.anneal_lr:

@@ -1,9 +1,9 @@
 """Twin Delayed DDPG (TD3): DDPG with three changes against overestimated action values.
 
 The actor of DDPG prefers the actions whose value the critic overestimates, and the critic then
-learns from these errors. TD3 has two critics and learns towards the smaller of their values. It
-adds noise to the target's action, so that no narrow peak of a critic counts, and it updates the
-actor and the targets less often than the critics.
+learns from these errors. TD3 has two critics, and its target is the smaller of their values. It
+adds noise to the target's action, which averages out narrow peaks of the critics, and it updates
+the actor and the targets less often than the critics.
 
     act        a = μ(s) + noise, and store (s, a, r, terminated, s')
     critics    minimise Σ_i (Q_i(s, a) - y)²,  y = r + γ (1 - terminated) min_i Q'_i(s', ã),
@@ -67,18 +67,18 @@ class Args:
     # Task. Lengths are in environment steps, summed over all parallel environments.
     env_id: Fixed[str] = "HopperBulletEnv-v0"  # any Gymnasium id with continuous (Box) actions
     total_timesteps: PositiveInt = 1_000_000  # length of the training
-    num_envs: Fixed[PositiveInt] = 1  # parallel environments; the updates per step do not change
+    num_envs: Fixed[PositiveInt] = 1  # parallel environments; the updates per step stay the same
     seed: Fixed[Seed] = 1  # random seed of the networks, the noise and the environments
 
     # Networks
     actor_hidden_sizes: Fixed[tuple[PositiveInt, ...]] = (256, 256)  # units of each hidden layer
     critic_hidden_sizes: Fixed[tuple[PositiveInt, ...]] = (256, 256)  # units of each hidden layer
-    layer_norm: Fixed[bool] = False  # layer normalisation before each ReLU; parameter noise sets it
-    weights_init: Literal["default", "xavier", "uniform", "orthogonal"] = "default"  # of layers
-    bias_init: Literal["default", "zeros", "uniform"] = "default"  # of layers, see init_layer
+    layer_norm: Fixed[bool] = False  # layer normalisation before each ReLU; on with parameter noise
+    weights_init: Literal["default", "xavier", "uniform", "orthogonal"] = "default"  # weights
+    bias_init: Literal["default", "zeros", "uniform"] = "default"  # biases, see init_layer
 
     # Learning. Learning rates, tau, gamma and buffer size are RL Zoo's for PyBullet.
-    gamma: Fraction = 0.98  # discount per step; the paper's is 0.99
+    gamma: Fraction = 0.98  # discount factor; the paper's is 0.99
     tau: Fraction = 0.005  # weight of the online network in each update of its target
     actor_learning_rate: NonNegativeFloat = 7e-4  # of Adam; the paper's is 1e-3
     critic_learning_rate: NonNegativeFloat = 7e-4  # of Adam; the paper's is 1e-3
@@ -86,9 +86,9 @@ class Args:
     batch_size: PositiveInt = 256  # transitions per update
     buffer_size: Fixed[PositiveInt] = 200_000  # transitions stored; new ones overwrite the oldest
     learning_starts: Steps = 10_000  # steps of uniform random actions before learning
-    update_every: PositiveInt = 1  # steps between learning phases of as many updates
+    update_every: PositiveInt = 1  # n: make n * updates_per_step updates after every n steps
     updates_per_step: PositiveInt = 1  # updates per environment step
-    num_critics: Fixed[PositiveInt] = 2  # critics; the smallest of their values counts
+    num_critics: Fixed[PositiveInt] = 2  # critics; the target is the smallest of their values
     policy_delay: PositiveInt = 2  # updates of the critics per update of the actor and the targets
     target_noise_std: NonNegativeFloat = 0.2  # standard deviation of the target action's noise
     target_noise_clip: NonNegativeFloat = 0.5  # largest absolute value of that noise
@@ -106,12 +106,12 @@ class Args:
     eval_episodes: PositiveInt = 10  # episodes per evaluation
     stop_at_return: float | None = None  # stop when the last 3 evaluations all reach it
     capture_video: bool = False  # film the first episode of every evaluation
-    evaluate: Baseline | Path | None = None  # evaluate only: one of these, a run folder, a .pt file
+    evaluate: Baseline | Path | None = None  # only evaluate a baseline, a run folder or a .pt file
 
     # Run folder
     run_dir: Path | None = None  # default: runs/{env_id}__{exp_name}__{seed}__{time}
     exp_name: str = SCRIPT  # part of the folder's name
-    resume: Path | None = None  # run folder to resume; other flags given here replace its own
+    resume: Path | None = None  # run folder to resume; flags given here override the saved ones
     save_interval: PositiveInt = 50_000  # steps between checkpoints
     progress: bool = True  # progress bar, if there is a terminal
     track: bool = False  # log to Weights & Biases as well
@@ -201,8 +201,8 @@ class Critic(nn.Module):
     def forward(self, obs: Tensor, action: Tensor) -> Tensor:
         hidden = self.net[:-1](torch.cat([obs, action], dim=1))  # [B, H]
         last: Any = self.net[-1]
-        # [B], not [B, 1]: a loss of [B, 1] against [B] would broadcast to [B, B]. Written as a sum,
-        # the last layer is faster: an update takes 3% less time.
+        # [B], not [B, 1]: a loss of [B, 1] against [B] would broadcast to [B, B]. With the last
+        # layer written as a sum, an update takes 3% less time.
         return (hidden * last.weight[0]).sum(1) + last.bias
 
 
@@ -318,7 +318,7 @@ class Agent(nn.Module):
             next_values = [critic(batch.next_obs, next_action) for critic in self.target_critics]
             next_value = torch.stack(next_values).amin(0)  # min_i Q'_i(s', ã)   [B]
             # y = r + γ (1 - terminated) min_i Q'_i(s', ã)   [B]
-            # A time limit ends an episode but not the task, so the value of s' counts there.
+            # A time limit ends an episode but not the task, so y keeps the value of s'.
             target = batch.reward + self.gamma * (1 - batch.terminated) * next_value
         values = [critic(batch.obs, batch.action) for critic in self.critics]  # [B] each
         return torch.stack([F.mse_loss(value, target) for value in values]).sum()
@@ -359,7 +359,7 @@ class Agent(nn.Module):
 def train(args: Args, checkpoint: dict[str, Any] | None = None) -> Path:
     """Train, from the start or from a checkpoint; returns the run folder."""
     start_torch(args)
-    off = AutoresetMode.DISABLED  # so that next_obs is true at the end of an episode too
+    off = AutoresetMode.DISABLED  # otherwise next_obs may belong to the next episode
     envs = SyncVectorEnv([lambda: make_env(args.env_id)] * args.num_envs, autoreset_mode=off)
     eval_env = make_env(args.env_id, film=args.capture_video)
     obs_dim, action_dim = dimensions(eval_env)
@@ -390,7 +390,7 @@ def train(args: Args, checkpoint: dict[str, Any] | None = None) -> Path:
         obs, ended = next_obs, terminated | truncated
         run.step(reward, ended)
 
-        # Learn
+        # Learn, when env_step has passed a multiple of `steps`
         steps = max(args.update_every, args.num_envs)
         if run.env_step > args.learning_starts and run.env_step % steps < args.num_envs:
             if args.anneal_lr:

@@ -1,9 +1,9 @@
 """Multi-Agent Deep Deterministic Policy Gradient (MADDPG): several agents learn side by side.
 
-Each of N agents learns as in DDPG: an actor μ(o) acts, and a critic Q tells how well. But to each
-agent the others are part of the environment, which therefore changes while they learn. So the
-critics, which only learning needs, see the observations x = (o_1 .. o_N) and actions of all agents.
-An actor sees its own observation only: after learning, each agent acts by itself.
+Each of N agents learns as in DDPG: an actor μ(o) acts, and a critic Q rates its actions. But each
+agent's environment includes the others, so it changes while they learn. The critics, which only
+learning needs, therefore see the observations x = (o_1 .. o_N) and the actions of all agents. An
+actor sees its own observation only, so that after learning each agent can act alone.
 
     act        a_i = μ_i(o_i) + noise, and store (x, a, r, terminated, x')
     critic i   minimise (Q_i(x, a) - y)²,  y = r_i + γ (1 - terminated_i) Q'_i(x', μ'(x'))
@@ -76,7 +76,7 @@ Baseline = Literal["untrained", "random", "keep-lane"]  # policies that need no 
 class Args:
     # Task. Lengths are in environment steps, summed over all parallel environments; in one step
     # all agents of an environment act.
-    env_id: Fixed[str] = "smarts/intersection-4lane-v0"  # or PettingZoo's: mpe2/simple_spread_v3
+    env_id: Fixed[str] = "smarts/intersection-4lane-v0"  # or PettingZoo's, as mpe2/simple_spread_v3
     total_timesteps: PositiveInt = 100_000  # length of the training
     num_envs: Fixed[PositiveInt] = 1  # parallel environments
     seed: Fixed[Seed] = 1  # random seed of the networks, the noise and the environments
@@ -87,8 +87,8 @@ class Args:
     turn: Fixed[Literal["any", "left", "straight", "right"]] = "any"  # any: sampled per agent
     image: Fixed[bool] = False  # observe the surroundings from above as well, in 32 x 32 pixels
     horizon: Fixed[PositiveInt] = 400  # steps of 0.1 s after which an episode is truncated
-    collision_reward: float = -50.0  # for hitting another car, which ends the agent's task
-    off_road_reward: float = -50.0  # for leaving the road or the route, which ends it as well
+    collision_reward: float = -50.0  # for hitting another car, which terminates the agent
+    off_road_reward: float = -50.0  # for leaving the road or the route, which terminates the agent
     goal_reward: float = 20.0  # for arriving
     progress_reward: float = 0.1  # per metre nearer to the goal
     distance_reward: float = 0.05  # per metre driven
@@ -96,7 +96,7 @@ class Args:
     # Networks, one of each per agent
     actor_hidden_sizes: Fixed[tuple[PositiveInt, ...]] = (64, 64)  # units of each hidden layer
     critic_hidden_sizes: Fixed[tuple[PositiveInt, ...]] = (64, 64)  # units of each hidden layer
-    critic: Fixed[Literal["joint", "own"]] = "joint"  # sees all agents; own: independent DDPG
+    critic: Fixed[Literal["joint", "own"]] = "joint"  # joint sees all agents; own is independent DDPG
 
     # Learning
     gamma: Fraction = 0.95  # discount factor
@@ -107,20 +107,20 @@ class Args:
     buffer_size: Fixed[PositiveInt] = 1_000_000  # transitions stored; new ones overwrite the oldest
     learning_starts: NonNegativeInt = 8_192  # steps of uniform random actions before learning
     update_interval: PositiveInt = 4  # environment steps between updates; the paper's is 100
-    max_grad_norm: NonNegativeFloat = 0.5  # of each agent's actor, and of its critic
+    max_grad_norm: NonNegativeFloat = 0.5  # gradients of each actor and critic are cut to this norm
     gumbel_temperature: PositiveFloat = 1.0  # of the softmax that gives discrete actions a gradient
     output_penalty: NonNegativeFloat = 1e-3  # weight of the actor's squared outputs in its loss
 
     # Prioritized replay, with priorities for each agent
-    prioritized_replay: Fixed[bool] = False  # sample more often what the critic got wrong
+    prioritized_replay: Fixed[bool] = False  # sample transitions with large errors more often
     per_variant: Fixed[Literal["proportional", "rank"]] = "proportional"  # to error, or to 1 / rank
     per_alpha: Fixed[NonNegativeFloat] = 0.6  # exponent of the priorities; 0 samples uniformly
     per_beta_start: Fraction = 0.4  # exponent of the importance weights; 1 removes the bias
-    per_beta_end: Fraction = 1.0  # value that it reaches at the end of the run
+    per_beta_end: Fraction = 1.0  # exponent of the importance weights at the end of the run
 
     # Exploration: Gaussian noise on continuous actions, Gumbel noise on the logits of discrete ones
-    noise_start: NonNegativeFloat = 1.0  # its scale; with 1, discrete actions follow the softmax
-    noise_end: NonNegativeFloat = 0.1  # value that it decays to, linearly
+    noise_start: NonNegativeFloat = 1.0  # initial scale of the noise; 1: sample the softmax
+    noise_end: NonNegativeFloat = 0.1  # value that noise_start decays to, linearly
     noise_decay_steps: NonNegativeInt = 50_000  # length of the decay; 0 keeps noise_start
 
     # Evaluation, without noise, in a separate environment. Returns are sums over the agents.
@@ -158,7 +158,7 @@ class Args:
 
 # [shared: agents step]
 class Step(NamedTuple):
-    """What a step of an environment led to, for its N agents in their fixed order.
+    """The result of an environment step, for the N agents in a fixed order.
 
     Where E environments step together (Envs, below), every part is [E, N, ...].
     """
@@ -167,8 +167,8 @@ class Step(NamedTuple):
     reward: np.ndarray  # [N] float32
     terminated: np.ndarray  # [N] bool, the agent's task ended in this step
     truncated: np.ndarray  # [N] bool, the agent was cut off in this step, as by a time limit
-    live: np.ndarray  # [N] bool, the agent acts next; the episode is over when none does
-    last_obs: np.ndarray  # [N, O], as obs, but not zero where an agent ended in this step
+    live: np.ndarray  # [N] bool, the agent acts next; the episode is over when no agent does
+    last_obs: np.ndarray  # [N, O], obs, but with the last observation of agents that ended now
 
 
 # [/shared]
@@ -182,7 +182,7 @@ class StackedLinear(nn.Module):
         self.bias = nn.Parameter(torch.empty(n, 1, fan_out).uniform_(-bound, bound))
 
     def forward(self, *parts: Tensor) -> Tensor:
-        """The output for inputs [n, B, I_k] side by side: x W = x_1 W_1 + x_2 W_2 + ...
+        """The output for concatenated inputs [n, B, I_k]: x W = x_1 W_1 + x_2 W_2 + ...
 
         An input that is equal for all agents can be given once, as [1, B, I_k], so that it is not
         repeated. No gradient is computed for an input that needs none, such as observations.
@@ -196,7 +196,7 @@ class StackedLinear(nn.Module):
 
 
 class StackedNet(nn.Module):
-    """A network for each of n agents, given the observations and actions of the M that it sees.
+    """A network for each of n agents, which sees the observations and actions of M agents.
 
     obs [n, B, M, O], action [n, B, M, A] (none for an actor) -> [n, B, outputs]. What is equal for
     all networks can be given once, as [1, B, M, ...].
@@ -205,7 +205,7 @@ class StackedNet(nn.Module):
     def __init__(self, env: MultiAgentEnv, seen: int, action_size: int, sizes: list[int]) -> None:
         super().__init__()
         n = len(env.names)
-        self.encoder = StackedEye(env, n, seen) if env.pixels else nn.Flatten(2)
+        self.encoder = StackedConvNet(env, n, seen) if env.pixels else nn.Flatten(2)
         inputs = seen * (env.obs_size - env.pixels + action_size) + (64 if env.pixels else 0)
         layers = zip([inputs, *sizes], sizes)  # the inputs and outputs of each
         self.layers = nn.ModuleList(StackedLinear(n, i, o) for i, o in layers)
@@ -227,9 +227,9 @@ class Batch(NamedTuple):
     obs: Tensor  # [C, B, N, O]
     action: Tensor  # [C, B, N, A], in [-1, 1]; discrete actions are one-hot
     reward: Tensor  # [C, B, N]
-    terminated: Tensor  # [C, B, N], 1 where the agent's task itself ended, and not at a time limit
-    live: Tensor  # [C, B, N], 1 where the agent acted; elsewhere its other parts are zero
-    next_obs: Tensor  # [C, B, N, O], for an agent that ended its last observation
+    terminated: Tensor  # [C, B, N], 1 where the agent's task itself ended, 0 at a time limit
+    live: Tensor  # [C, B, N], 1 where the agent acted; elsewhere its other parts are ignored
+    next_obs: Tensor  # [C, B, N, O]; for an agent that ended, its last observation
     indices: Tensor  # [C, B], places in the buffer
     weight: Tensor  # [C, B], importance weight; 1 without priorities
 
@@ -254,7 +254,7 @@ class ReplayBuffer(nn.Module):
         self.obs, self.next_obs = allocate(obs), allocate(obs)
         self.action = allocate(torch.zeros(env.action_size))
         self.reward, self.terminated, self.live = (allocate(number) for _ in range(3))
-        self.added = 0  # transitions so far, the overwritten ones included
+        self.added = 0  # transitions added so far, including overwritten ones
 
     @property
     def size(self) -> int:
@@ -282,7 +282,7 @@ class ReplayBuffer(nn.Module):
         return Batch(**parts, indices=index, weight=weight)
 
     def refresh(self, index: Tensor, td_error: Tensor, first: int = 0) -> None:
-        """Note the Bellman errors of a batch (PrioritizedReplayBuffer)."""
+        """Called with the Bellman errors of a batch; only PrioritizedReplayBuffer uses them."""
 
     def get_extra_state(self) -> dict[str, Any]:
         """The stored transitions, for a checkpoint."""
@@ -326,7 +326,7 @@ class Agent(nn.Module):
     def act(self, obs: Tensor, noise: float) -> Tensor:
         """Noisy actions [E, N, A] for the observations [E, N, O].
 
-        The largest of logits plus Gumbel noise of scale 1 is a sample from their softmax.
+        The argmax of logits plus Gumbel noise of scale 1 is a sample from their softmax.
         """
         output = self.outputs(self.actor, obs)
         if self.discrete:
@@ -378,7 +378,7 @@ class Agent(nn.Module):
             next_obs = batch.next_obs.flatten(0, 1)  # [C * B, N, O]
             next_action = self.greedy(self.outputs(self.target_actor, next_obs))
             next_action = next_action.unflatten(0, batch.next_obs.shape[:2])  # [C, B, N, A]
-            # A terminated agent is not live in the next step. A truncated one would have gone on.
+            # A terminated agent is not live in the next step; a truncated one counts as live.
             next_live = batch.live * (1 - batch.terminated)
             next_value = self.value(self.target_critic, batch.next_obs, next_action, next_live)
             # y_i = r_i + γ (1 - terminated_i) Q'_i(x', μ'_1(o'_1) .. μ'_N(o'_N))   [N, B]
@@ -411,9 +411,7 @@ class Agent(nn.Module):
         critic_loss, td_error = self.critic_loss(batch)
         self.critic_optimizer.step(self.clipped_grads(critic_loss, self.critic))
 
-        actor_loss = self.actor_loss(
-            batch
-        )  # flows through the critics, but updates the actors only
+        actor_loss = self.actor_loss(batch)  # its gradient passes through the critics to the actors
         self.actor_optimizer.step(self.clipped_grads(actor_loss, self.actor))
 
         self.update_target(self.target_critic, self.critic)
@@ -504,8 +502,8 @@ def evaluate(
 ) -> dict[str, Any]:
     """Play whole episodes with policy ([N, O] -> [N] or [N, A]); returns evaluations.csv's columns.
 
-    An episode's return is the sum of its agents' returns; agent_returns are their means. Episodes
-    and sampled actions depend on the step only, so a resumed run gives the same evaluations.
+    An episode's return is the sum of its agents' returns; agent_returns has each agent's mean.
+    Episodes and samples depend on the step only, so a resumed run gives the same evaluations.
     """
     returns, lengths, metrics, frames = [], [], [], []
     with torch.random.fork_rng(devices=range(torch.cuda.device_count())):
@@ -526,7 +524,7 @@ def evaluate(
         save_video(frames, env.fps, args, env_step)
     result: dict[str, Any] = dict(summary(np.sum(returns, axis=1), lengths))
     result["agent_returns"] = " ".join(f"{mean:.2f}" for mean in np.mean(returns, axis=0))
-    for name in metrics[0]:  # a time is not a number in episodes in which no agent arrived
+    for name in metrics[0]:  # a time is nan in episodes in which no agent arrived
         values = [values[name] for values in metrics if not math.isnan(values[name])]
         result[name] = float(np.mean(values)) if values else ""
     return result
@@ -550,8 +548,8 @@ class PrioritizedReplayBuffer(ReplayBuffer):
     def __init__(self, env: MultiAgentEnv, args: Args) -> None:
         super().__init__(env, args)
         self.alpha, self.by_rank = args.per_alpha, args.per_variant == "rank"
-        self.error = nn.Buffer(torch.zeros_like(self.reward), persistent=False)  # |δ|, or -1
-        # p^α. In float32, the sum of a million would be off by more than its smallest parts.
+        self.error = nn.Buffer(torch.zeros_like(self.reward), persistent=False)  # |δ|; -1: not live
+        # p^α. In float32, a sum of a million has errors larger than its smallest terms.
         priority = torch.zeros_like(self.reward, dtype=torch.float64)
         self.priority = nn.Buffer(priority, persistent=False)
         self.largest = nn.Buffer(torch.ones(len(env.names), device=args.device))  # |δ| so far
@@ -562,9 +560,9 @@ class PrioritizedReplayBuffer(ReplayBuffer):
         """A batch for each agent, with importance weights w_i = (n P(i))^-β / max_j w_j.
 
         So transitions that are sampled more often count for less (section 3.4). The number of
-        transitions n and the sum of priorities cancel out. The sum is cut into B equal parts with
-        one sample in each, which a cumulative sum finds. A tree of sums is slower with 100,000
-        transitions (2.0 ms for 0.7), and faster with a million (2.2 ms for 5.0).
+        transitions n and the sum of priorities cancel out. That sum is cut into B equal parts; each
+        gives one sample, which a cumulative sum finds. A sum tree takes 2.0 ms instead of 0.7 ms
+        with 100,000 transitions, and 2.2 ms instead of 5.0 ms with a million.
         """
         new = torch.arange(max(self.entered, self.added - self.capacity), self.added)
         new, self.entered = new.to(self.obs.device) % self.capacity, self.added
@@ -576,25 +574,25 @@ class PrioritizedReplayBuffer(ReplayBuffer):
             index = torch.searchsorted(
                 cumulative, (part / batch_size).to(new.device) * cumulative[-1]
             )
-            priority = self.priority[index, agent].clamp(min=1e-12)  # 0 if it never was live
+            priority = self.priority[index, agent].clamp(min=1e-12)  # 0 if the agent never was live
             indices.append(index)
             weights.append((priority / priority.min()).pow(-beta).float())
         return self.batch(torch.stack(indices), torch.stack(weights))
 
     def refresh(self, index: Tensor, td_error: Tensor, first: int = 0) -> None:
-        """Take over the Bellman errors [n, B] of transitions [n, B], for n agents from first on."""
+        """Store the Bellman errors [n, B] of transitions [n, B], for n agents from first on."""
         for agent, (places, errors) in enumerate(zip(index, td_error.abs()), start=first):
             error = torch.where(self.error[places, agent] < 0, -1.0, errors)
             self.largest[agent] = torch.maximum(self.largest[agent], error.max())
             self.set_error(agent, places, error)
         self.refreshed += 1
-        # Early as well: until the first sorting all ranks are 1, and samples uniform
+        # Also early: until the first sorting, all ranks are 1, and sampling is uniform
         if self.by_rank and (self.refreshed % self.SORT == 0 or self.refreshed in (10, 100)):
             self.sort()
 
     def set_error(self, agent: int, index: Tensor, error: Tensor) -> None:
         """Set an agent's errors [K], -1 where it was not live, and the priorities that follow."""
-        if self.by_rank:  # 1 + how many are larger
+        if self.by_rank:  # rank = 1 + number of larger errors
             not_larger = torch.searchsorted(self.sorted[agent], error, right=True)
             priority = 1 / (1 + self.sorted.shape[1] - not_larger.double())
         else:
@@ -625,8 +623,8 @@ def per_beta(args: Args, env_step: int) -> float:
     return args.per_beta_start + done * (args.per_beta_end - args.per_beta_start)
 
 
-class StackedEye(nn.Module):
-    """A small convolutional network for each of n agents, on the images that end observations.
+class StackedConvNet(nn.Module):
+    """A small convolutional network for each of n agents, for the images in observations.
 
     obs [C, B, M, O], C = n or 1 -> [n, B, M * (O - pixels) + 64]. Grouped convolutions, one group
     for each agent, compute all of them at once.
@@ -653,7 +651,7 @@ class StackedEye(nn.Module):
 
 
 def pack(obs: Tensor, pixels: int) -> Tensor:
-    """Observations for the buffer: with an image, all in bytes, of which a pixel takes one."""
+    """Observations for the buffer: if they have an image, as bytes, one for each pixel value."""
     if not pixels:
         return obs
     numbers, image = obs.tensor_split([-pixels], dim=-1)
@@ -661,7 +659,7 @@ def pack(obs: Tensor, pixels: int) -> Tensor:
 
 
 def unpack(packed: Tensor, pixels: int) -> Tensor:
-    """The observations that pack was given."""
+    """The inverse of pack."""
     if not pixels:
         return packed
     numbers, image = packed.tensor_split([-pixels], dim=-1)
@@ -700,21 +698,21 @@ class Adam(nn.Module):
 # [/shared]
 # [shared: several agents]
 class MultiAgentEnv:
-    """The N agents of a PettingZoo environment (parallel interface) as arrays of fixed order.
+    """The N agents of a PettingZoo environment (parallel interface), as arrays in a fixed order.
 
     An agent is live from its first observation until it ends. Otherwise its observation and reward
-    are zero, and its action is ignored. An agent that leaves without notice counts as truncated.
+    are zero, and its action is ignored. An agent that disappears counts as truncated.
     Observations that are shorter than another agent's are padded with zeros.
     """
 
     def __init__(self, env: Any) -> None:
         self.env, self.names = env, list(env.possible_agents)
-        self.space: Any = env.action_space(self.names[0])  # that of all agents
+        self.space: Any = env.action_space(self.names[0])  # the same for all agents
         self.discrete = isinstance(self.space, gym.spaces.Discrete)
-        self.action_size = gym.spaces.flatdim(self.space)  # of a Discrete, its number of actions
+        self.action_size = gym.spaces.flatdim(self.space)  # if Discrete, the number of actions
         self.obs_spaces = [env.observation_space(name) for name in self.names]
         self.obs_size = max(map(gym.spaces.flatdim, self.obs_spaces))
-        self.pixels = getattr(env, "pixels", 0)  # length of the image that ends an observation
+        self.pixels = getattr(env, "pixels", 0)  # length of the image at an observation's end
         self.fps = env.metadata.get("render_fps", 10)
         self.subprocess = hasattr(env, "receive")  # a simulator in a process of its own
 
@@ -757,7 +755,7 @@ class MultiAgentEnv:
                 last_obs[i, : len(flat)] = flat
             if before[i]:
                 rewards[i] = np.asarray(reward.get(name, 0.0)).item()
-                ends[i] = terminated.get(name, False)  # where both are true, this one counts
+                ends[i] = terminated.get(name, False)  # if both are true, terminated counts
             ended = terminated.get(name, False) or truncated.get(name, False)
             self.live[i] = name in obs and name in self.env.agents and not ended
         self.obs = np.where(self.live[:, None], last_obs, np.float32(0))
@@ -765,7 +763,7 @@ class MultiAgentEnv:
         return Step(self.obs, rewards, ends, before & ~self.live & ~ends, self.live, last_obs)
 
     def metrics(self) -> dict[str, float]:
-        """Figures of the episode besides its return, such as the crossing's completion_rate."""
+        """Measures of the episode besides its return, such as the crossing's completion_rate."""
         return self.env.metrics() if hasattr(self.env, "metrics") else {}
 
     def close(self) -> None:
@@ -773,7 +771,7 @@ class MultiAgentEnv:
 
 
 class Envs:
-    """The E = num_envs environments of a run side by side."""
+    """The E = num_envs parallel environments of a run."""
 
     def __init__(self, args: Args) -> None:
         self.envs = [make_env(args) for _ in range(args.num_envs)]
@@ -787,7 +785,7 @@ class Envs:
 
     def step(self, action: np.ndarray) -> Step:
         """Act in all environments: [E, N] integers, or [E, N, A] numbers in [-1, 1]."""
-        for env, part in zip(self.envs, action):  # all compute, then all are waited for
+        for env, part in zip(self.envs, action):  # simulators in processes compute at the same time
             env.send(part)
         self.steps = [env.receive() for env in self.envs]
         return self.stack()
@@ -860,7 +858,7 @@ def check_crossing(args: Args) -> None:
 
 
 def make_parallel(args: Args, film: bool) -> Any:
-    """An environment of PettingZoo: package/name is the module that has its parallel_env."""
+    """A PettingZoo environment: package/name is the module that defines its parallel_env."""
     package, _, name = args.env_id.replace("/", ".").rpartition(".")
     mode = {"render_mode": "rgb_array"} if film else {}
     try:

@@ -1,19 +1,19 @@
 """Proximal Policy Optimization (PPO) for several agents that share one policy.
 
 Four cars come to a crossing, one from each side, among other traffic. Every agent acts on its own
-observation, with the same network, which learns from the steps of all of them. Updates stop gaining
-where they would move the policy far from the one that collected the data.
+observation with the same network, which learns from the steps of all agents. A clipped objective
+removes the incentive to move the policy far from the one that collected the data.
 
-    act        for num_steps steps, with a and log π_old(a|s) sampled for every live agent
-    advantage  A = sum over k of (γ λ)^k δ,  δ = r + γ (1 - terminated) V(s') - V(s)
-    policy     maximise min(r A, clip(r, 1 - ε, 1 + ε) A),  r = π(a|s) / π_old(a|s)
+    act        for num_steps steps: sample a ~ π_old(a|s) for every live agent
+    advantage  A = Σ (γλ)^k δ_k,  δ = r + γ (1 - terminated) V(s') - V(s)
+    policy     maximise min(ratio A, clip(ratio, 1 - ε, 1 + ε) A),  ratio = π(a|s) / π_old(a|s)
     value      minimise (V(s) - R)²,  R = A + V_old(s)
 
 Paper:  Schulman et al. 2017, Proximal Policy Optimization Algorithms, arXiv:1707.06347
 Run:    python ppo_smarts.py                                   (SMARTS, see requirements-smarts.txt)
         python ppo_smarts.py --env-id mpe2/simple_spread_v3 --num-envs 8 --num-steps 128
-Expect: in light traffic 54% of the cars cross and 14% collide after 41k steps (two seeds); of cars
-        that only keep their lane 52% cross and 48% collide
+Expect: in light traffic, 54% of the cars arrive and 14% collide after 41k steps (two seeds); if
+        all keep their lanes, 52% arrive and 48% collide
 """
 
 from __future__ import annotations
@@ -68,21 +68,21 @@ Baseline = Literal["untrained", "random", "keep-lane"]  # policies that need no 
 class Args:
     # Task. Lengths are in environment steps, summed over all parallel environments; in one step
     # all agents of an environment act.
-    env_id: Fixed[str] = "smarts/intersection-4lane-v0"  # or PettingZoo's: mpe2/simple_spread_v3
+    env_id: Fixed[str] = "smarts/intersection-4lane-v0"  # or PettingZoo's, as mpe2/simple_spread_v3
     total_timesteps: PositiveInt = 100_000  # length of the training
-    num_envs: Fixed[PositiveInt] = 1  # parallel environments; those of SMARTS are processes
-    seed: Fixed[Seed] = 1  # of the networks, the actions and the environments
-    action_type: Fixed[Literal["lane", "continuous"]] = "lane"  # choose a move, or steer
+    num_envs: Fixed[PositiveInt] = 1  # parallel environments; each of SMARTS is a process
+    seed: Fixed[Seed] = 1  # random seed of the networks, the actions and the environments
+    action_type: Fixed[Literal["lane", "continuous"]] = "lane"  # discrete moves, or steering
 
     # The crossing; only with smarts/intersection-4lane-v0
     traffic: Fixed[Literal["none", "light", "dense"]] = "light"  # other cars
-    turn: Fixed[Literal["any", "left", "straight", "right"]] = "any"  # any: random for each agent
+    turn: Fixed[Literal["any", "left", "straight", "right"]] = "any"  # any: sampled per agent
     image: Fixed[bool] = False  # observe the surroundings from above as well, in 32 x 32 pixels
     horizon: Fixed[PositiveInt] = 400  # steps of 0.1 s after which an episode is truncated
     collision_reward: float = -50.0  # for hitting another car, which terminates the agent
-    off_road_reward: float = -50.0  # for leaving the road or the route, which terminates it too
+    off_road_reward: float = -50.0  # for leaving the road or the route, which terminates the agent
     goal_reward: float = 20.0  # for arriving
-    progress_reward: float = 0.1  # per metre that the goal has come nearer
+    progress_reward: float = 0.1  # per metre nearer to the goal
     distance_reward: float = 0.05  # per metre driven
 
     # Networks
@@ -96,7 +96,7 @@ class Args:
     anneal_lr: bool = True  # anneal the learning rate linearly to 0 over the run
     gamma: Fraction = 0.99  # discount factor
     gae_lambda: Fraction = 0.95  # 0: one-step advantages, biased; 1: from all steps, high variance
-    reward_scale: NonNegativeFloat = 0.1  # factor of the rewards in learning
+    reward_scale: NonNegativeFloat = 0.1  # factor that multiplies the rewards for learning
     clip_coef: NonNegativeFloat = 0.2  # ε: no gain from moving the ratio further than this from 1
     clip_value_loss: bool = False  # clip the change of the value likewise, as OpenAI's code does
     norm_advantage: bool = True  # scale advantages to mean 0, standard deviation 1 per minibatch
@@ -108,7 +108,7 @@ class Args:
     # Evaluation, in a separate environment. An episode's return is the sum over the agents.
     eval_interval: PositiveInt = 10_000  # steps between evaluations
     eval_episodes: PositiveInt = 10  # episodes per evaluation
-    greedy_eval: bool = True  # the most likely action; no: sampled actions
+    greedy_eval: bool = True  # play the most probable action instead of sampling one
     stop_at_return: float | None = None  # stop when the last 3 evaluations all reach it
     capture_video: bool = False  # film the first episode of every evaluation
     evaluate: Baseline | Path | None = None  # only evaluate a baseline, a run folder or a .pt file
@@ -140,7 +140,7 @@ class Args:
 
 # [shared: agents step]
 class Step(NamedTuple):
-    """What a step of an environment led to, for its N agents in their fixed order.
+    """The result of an environment step, for the N agents in a fixed order.
 
     Where E environments step together (Envs, below), every part is [E, N, ...].
     """
@@ -149,8 +149,8 @@ class Step(NamedTuple):
     reward: np.ndarray  # [N] float32
     terminated: np.ndarray  # [N] bool, the agent's task ended in this step
     truncated: np.ndarray  # [N] bool, the agent was cut off in this step, as by a time limit
-    live: np.ndarray  # [N] bool, the agent acts next; the episode is over when none does
-    last_obs: np.ndarray  # [N, O], as obs, but not zero where an agent ended in this step
+    live: np.ndarray  # [N] bool, the agent acts next; the episode is over when no agent does
+    last_obs: np.ndarray  # [N, O], obs, but with the last observation of agents that ended now
 
 
 # [/shared]
@@ -198,13 +198,13 @@ class ActorCritic(nn.Module):
     """The policy and the value, in separate networks.
 
     For discrete actions the policy's network gives their logits. For continuous ones it gives the
-    mean of a normal distribution, whose standard deviation is learnt and the same everywhere.
+    mean of a normal distribution; its standard deviation is learned, equal for all observations.
     """
 
     def __init__(self, env: MultiAgentEnv, args: Args) -> None:
         super().__init__()
         self.discrete = env.discrete
-        # The small gain makes all actions about equally likely at first.
+        # The small gain makes all actions about equally probable at first.
         self.policy = Network(env, env.action_size, 0.01, args)
         self.value = Network(env, 1, 1.0, args)
         self.log_std = nn.Parameter(torch.full((env.action_size,), -0.5))
@@ -215,12 +215,12 @@ class ActorCritic(nn.Module):
 
     def sample(self, policy: Tensor) -> Tensor:
         """Actions sampled from logits or means [B, A]: [B] integers, or [B, A] numbers."""
-        if self.discrete:  # adding Gumbel noise to logits samples the softmax, and compiles
+        if self.discrete:  # Gumbel noise makes argmax a sample of the softmax; it compiles
             return (policy - torch.rand_like(policy).log().neg().log()).argmax(1)
         return policy + self.log_std.exp() * torch.randn_like(policy)
 
     def mode(self, policy: Tensor) -> Tensor:
-        """The most likely actions."""
+        """The most probable actions."""
         return policy.argmax(1) if self.discrete else policy
 
     def log_prob(self, policy: Tensor, action: Tensor) -> tuple[Tensor, Tensor]:
@@ -243,11 +243,11 @@ class Transition(NamedTuple):
     obs: Tensor  # [M, O]
     action: Tensor  # [M] or [M, A]
     log_prob: Tensor  # [M], of the action under the policy that sampled it
-    live: Tensor  # [M], 1 where the agent acted; the rest of a row with 0 means nothing
+    live: Tensor  # [M], 1 where the agent acted; where it is 0, other parts have no meaning
     reward: Tensor  # [M]
     terminated: Tensor  # [M], 1 where the agent's task itself ended
-    truncated: Tensor  # [M], 1 where the agent was cut off, as at a time limit
-    next_obs: Tensor  # [M, O], where an agent ended its last observation
+    truncated: Tensor  # [M], 1 where the agent was cut off, as by a time limit
+    next_obs: Tensor  # [M, O]; for an agent that ended, its last observation
 
 
 class Batch(NamedTuple):
@@ -304,7 +304,7 @@ class Agent(nn.Module):
         return action, self.net.log_prob(policy, action)[0]
 
     def eval_action(self, obs: Tensor) -> Tensor:
-        """Actions for an evaluation: the most likely, or sampled with --no-greedy-eval."""
+        """Actions for an evaluation: the most probable, or sampled with --no-greedy-eval."""
         policy = self.net.policy(obs)
         return self.net.mode(policy) if self.args.greedy_eval else self.net.sample(policy)
 
@@ -329,7 +329,7 @@ class Agent(nn.Module):
         return Batch(*(part.flatten(0, 1) for part in parts))
 
     def loss(self, batch: Batch) -> tuple[Tensor, dict[str, Tensor]]:
-        """The negative objective of the paper (equation 9) of live agents, and what to log."""
+        """The negative objective of the paper (equation 9) over live agents, and what to log."""
         policy, value = self.net(batch.obs)
         log_prob, entropies = self.net.log_prob(policy, batch.action)
         entropy = live_mean(entropies, batch.live)
@@ -364,7 +364,7 @@ class Agent(nn.Module):
     def gradients(self, batch: Batch) -> tuple[list[Tensor], dict[str, Tensor]]:
         """The gradient of the loss with respect to every parameter, and what to log."""
         loss, losses = self.loss(batch)
-        params = list(self.parameters())  # without log_std, if actions are discrete: 0 there
+        params = list(self.parameters())  # with discrete actions, log_std is unused: gradient 0
         grads = torch.autograd.grad(loss, params, allow_unused=True, materialize_grads=True)
         return list(grads), losses
 
@@ -389,7 +389,7 @@ def minibatches(batch: Batch, args: Args) -> Iterator[Batch]:
 
 
 def explained_variance(batch: Batch) -> Tensor:
-    """The share of the returns' variance that the value predicted: 1 at best, 0 for a constant."""
+    """The share of the returns' variance that the value explains: 1 at best, 0 for a constant."""
     live = batch.live > 0
     left = (batch.returns - batch.value)[live].var(correction=0)
     return 1 - left / batch.returns[live].var(correction=0).clamp(min=1e-8)
@@ -426,7 +426,7 @@ def train(args: Args, checkpoint: dict[str, Any] | None = None) -> Path:
 
         # Learn from a whole rollout: several epochs, each in newly shuffled minibatches
         if len(rollout) == args.num_steps:
-            agent.anneal_lr(run.env_step - args.num_steps * args.num_envs)
+            agent.anneal_lr(run.env_step - args.num_steps * args.num_envs)  # as at its first step
             batch, logs = agent.batch(rollout), []
             for _ in range(args.update_epochs):
                 for minibatch in minibatches(batch, args):
@@ -460,8 +460,8 @@ def evaluate(
 ) -> dict[str, Any]:
     """Play whole episodes with policy ([N, O] -> [N] or [N, A]); returns evaluations.csv's columns.
 
-    An episode's return is the sum of its agents' returns; agent_returns are their means. Episodes
-    and sampled actions depend on the step only, so a resumed run gives the same evaluations.
+    An episode's return is the sum of its agents' returns; agent_returns has each agent's mean.
+    Episodes and samples depend on the step only, so a resumed run gives the same evaluations.
     """
     returns, lengths, metrics, frames = [], [], [], []
     with torch.random.fork_rng(devices=range(torch.cuda.device_count())):
@@ -482,7 +482,7 @@ def evaluate(
         save_video(frames, env.fps, args, env_step)
     result: dict[str, Any] = dict(summary(np.sum(returns, axis=1), lengths))
     result["agent_returns"] = " ".join(f"{mean:.2f}" for mean in np.mean(returns, axis=0))
-    for name in metrics[0]:  # a time is not a number in episodes in which no agent arrived
+    for name in metrics[0]:  # a time is nan in episodes in which no agent arrived
         values = [values[name] for values in metrics if not math.isnan(values[name])]
         result[name] = float(np.mean(values)) if values else ""
     return result
@@ -494,21 +494,21 @@ def evaluate(
 
 # [shared: several agents]
 class MultiAgentEnv:
-    """The N agents of a PettingZoo environment (parallel interface) as arrays of fixed order.
+    """The N agents of a PettingZoo environment (parallel interface), as arrays in a fixed order.
 
     An agent is live from its first observation until it ends. Otherwise its observation and reward
-    are zero, and its action is ignored. An agent that leaves without notice counts as truncated.
+    are zero, and its action is ignored. An agent that disappears counts as truncated.
     Observations that are shorter than another agent's are padded with zeros.
     """
 
     def __init__(self, env: Any) -> None:
         self.env, self.names = env, list(env.possible_agents)
-        self.space: Any = env.action_space(self.names[0])  # that of all agents
+        self.space: Any = env.action_space(self.names[0])  # the same for all agents
         self.discrete = isinstance(self.space, gym.spaces.Discrete)
-        self.action_size = gym.spaces.flatdim(self.space)  # of a Discrete, its number of actions
+        self.action_size = gym.spaces.flatdim(self.space)  # if Discrete, the number of actions
         self.obs_spaces = [env.observation_space(name) for name in self.names]
         self.obs_size = max(map(gym.spaces.flatdim, self.obs_spaces))
-        self.pixels = getattr(env, "pixels", 0)  # length of the image that ends an observation
+        self.pixels = getattr(env, "pixels", 0)  # length of the image at an observation's end
         self.fps = env.metadata.get("render_fps", 10)
         self.subprocess = hasattr(env, "receive")  # a simulator in a process of its own
 
@@ -551,7 +551,7 @@ class MultiAgentEnv:
                 last_obs[i, : len(flat)] = flat
             if before[i]:
                 rewards[i] = np.asarray(reward.get(name, 0.0)).item()
-                ends[i] = terminated.get(name, False)  # where both are true, this one counts
+                ends[i] = terminated.get(name, False)  # if both are true, terminated counts
             ended = terminated.get(name, False) or truncated.get(name, False)
             self.live[i] = name in obs and name in self.env.agents and not ended
         self.obs = np.where(self.live[:, None], last_obs, np.float32(0))
@@ -559,7 +559,7 @@ class MultiAgentEnv:
         return Step(self.obs, rewards, ends, before & ~self.live & ~ends, self.live, last_obs)
 
     def metrics(self) -> dict[str, float]:
-        """Figures of the episode besides its return, such as the crossing's completion_rate."""
+        """Measures of the episode besides its return, such as the crossing's completion_rate."""
         return self.env.metrics() if hasattr(self.env, "metrics") else {}
 
     def close(self) -> None:
@@ -567,7 +567,7 @@ class MultiAgentEnv:
 
 
 class Envs:
-    """The E = num_envs environments of a run side by side."""
+    """The E = num_envs parallel environments of a run."""
 
     def __init__(self, args: Args) -> None:
         self.envs = [make_env(args) for _ in range(args.num_envs)]
@@ -581,7 +581,7 @@ class Envs:
 
     def step(self, action: np.ndarray) -> Step:
         """Act in all environments: [E, N] integers, or [E, N, A] numbers in [-1, 1]."""
-        for env, part in zip(self.envs, action):  # all compute, then all are waited for
+        for env, part in zip(self.envs, action):  # simulators in processes compute at the same time
             env.send(part)
         self.steps = [env.receive() for env in self.envs]
         return self.stack()
@@ -654,7 +654,7 @@ def check_crossing(args: Args) -> None:
 
 
 def make_parallel(args: Args, film: bool) -> Any:
-    """An environment of PettingZoo: package/name is the module that has its parallel_env."""
+    """A PettingZoo environment: package/name is the module that defines its parallel_env."""
     package, _, name = args.env_id.replace("/", ".").rpartition(".")
     mode = {"render_mode": "rgb_array"} if film else {}
     try:

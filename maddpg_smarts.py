@@ -96,7 +96,7 @@ class Args:
     # Networks, one of each per agent
     actor_hidden_sizes: Fixed[tuple[PositiveInt, ...]] = (64, 64)  # units of each hidden layer
     critic_hidden_sizes: Fixed[tuple[PositiveInt, ...]] = (64, 64)  # units of each hidden layer
-    critic: Fixed[Literal["joint", "own"]] = "joint"  # joint sees all agents; own is independent DDPG
+    critic: Fixed[Literal["joint", "own"]] = "joint"  # joint sees all agents; own: independent DDPG
 
     # Learning
     gamma: Fraction = 0.95  # discount factor

@@ -65,19 +65,19 @@ class Args:
     # Task. Lengths are in environment steps, summed over all parallel environments.
     env_id: Fixed[str] = "HopperBulletEnv-v0"  # any Gymnasium id with continuous (Box) actions
     total_timesteps: PositiveInt = 1_000_000  # length of the training
-    num_envs: Fixed[PositiveInt] = 1  # parallel environments; the updates per action do not change
+    num_envs: Fixed[PositiveInt] = 1  # parallel environments; the updates per action stay the same
     action_repeat: Fixed[PositiveInt] = 1  # steps that each action is held for; rewards are added
     seed: Fixed[Seed] = 1  # random seed of the networks, the noise and the environments
 
     # Networks
     actor_hidden_sizes: Fixed[tuple[PositiveInt, ...]] = (256, 256)  # units of each hidden layer
     critic_hidden_sizes: Fixed[tuple[PositiveInt, ...]] = (256, 256)  # units of each hidden layer
-    layer_norm: Fixed[bool] = False  # layer normalisation before each ReLU; parameter noise sets it
-    weights_init: WeightsInit = "default"  # of layers; the choices are explained at init_layer
-    bias_init: Literal["default", "zeros", "uniform"] = "default"  # of layers
+    layer_norm: Fixed[bool] = False  # layer normalisation before each ReLU; on with parameter noise
+    weights_init: WeightsInit = "default"  # weights, see init_layer
+    bias_init: Literal["default", "zeros", "uniform"] = "default"  # biases, see init_layer
 
     # Learning. Learning rates, tau, gamma and buffer size are RL Zoo's for PyBullet.
-    gamma: Fraction = 0.98  # discount per step; the paper's is 0.99
+    gamma: Fraction = 0.98  # discount factor; the paper's is 0.99
     tau: Fraction = 0.005  # weight of the online network in each update of its target
     actor_learning_rate: NonNegativeFloat = 7e-4  # of Adam; the paper's is 1e-4
     critic_learning_rate: NonNegativeFloat = 7e-4  # of Adam; the paper's is 1e-3
@@ -85,7 +85,7 @@ class Args:
     batch_size: PositiveInt = 256  # transitions per update
     buffer_size: Fixed[PositiveInt] = 200_000  # transitions stored; new ones overwrite the oldest
     learning_starts: Steps = 10_000  # steps of uniform random actions before learning
-    update_every: PositiveInt = 1  # actions between learning phases of as many updates
+    update_every: PositiveInt = 1  # n: make n * updates_per_step updates after every n actions
     updates_per_step: PositiveInt = 1  # updates per action
 
     # Exploration. Actions are in [-1, 1] here, whatever the environment's own bounds.
@@ -101,12 +101,12 @@ class Args:
     eval_episodes: PositiveInt = 10  # episodes per evaluation
     stop_at_return: float | None = None  # stop when the last 3 evaluations all reach it
     capture_video: bool = False  # film the first episode of every evaluation
-    evaluate: Baseline | Path | None = None  # evaluate only: one of these, a run folder, a .pt file
+    evaluate: Baseline | Path | None = None  # only evaluate a baseline, a run folder or a .pt file
 
     # Run folder
     run_dir: Path | None = None  # default: runs/{env_id}__{exp_name}__{seed}__{time}
     exp_name: str = SCRIPT  # part of the folder's name
-    resume: Path | None = None  # run folder to resume; other flags given here replace its own
+    resume: Path | None = None  # run folder to resume; flags given here override the saved ones
     save_interval: PositiveInt = 50_000  # steps between checkpoints
     progress: bool = True  # progress bar, if there is a terminal
     track: bool = False  # log to Weights & Biases as well
@@ -133,12 +133,11 @@ def make_env(args: Args, film: bool = False) -> gym.Env:
         if "BulletEnv" in env_id:
             import pybullet_envs_gymnasium  # noqa: F401 (registers its environments)
         if env_id.startswith("dm_control/"):
-            with warnings.catch_warnings():  # its import turns all warnings on
+            with warnings.catch_warnings():  # importing shimmy turns all warnings on
                 import shimmy  # noqa: F401
         render_mode: dict[str, Any] = {"render_mode": "rgb_array"} if film else {}
         env = gym.make(env_id, disable_env_checker=True, **render_mode)
-    # The message names similar ids, or what is missing.
-    except (gym.error.Error, ImportError, TypeError) as error:
+    except (gym.error.Error, ImportError, TypeError) as error:  # Gymnasium's names similar ids
         fail(f"cannot make {env_id}: {error} (pip install -r requirements.txt installs everything)")
     check_spaces(env, env_id)
     if film:
@@ -161,7 +160,7 @@ def dimensions(env: gym.Env) -> tuple[int, int]:
 # [/shared]
 # [shared: mlp]
 class OutputLayer(nn.Linear):
-    """A network's last layer, in float32 even with --bfloat16: values need the precision."""
+    """A network's last layer, in float32 even with --bfloat16: outputs need the precision."""
 
     def forward(self, x: Tensor) -> Tensor:
         with torch.autocast(x.device.type, enabled=False):
@@ -199,8 +198,8 @@ class Critic(nn.Module):
     def forward(self, obs: Tensor, action: Tensor) -> Tensor:
         hidden = self.net[:-1](torch.cat([obs, action], dim=1))  # [B, H]
         last: Any = self.net[-1]
-        # [B], not [B, 1]: a loss of [B, 1] against [B] would broadcast to [B, B]. Written as a sum,
-        # the last layer is faster: an update takes 3% less time.
+        # [B], not [B, 1]: a loss of [B, 1] against [B] would broadcast to [B, B]. With the last
+        # layer written as a sum, an update takes 3% less time.
         return (hidden * last.weight[0]).sum(1) + last.bias
 
 
@@ -211,8 +210,8 @@ class Batch(NamedTuple):
     obs: Tensor  # [B, O]
     action: Tensor  # [B, A]
     reward: Tensor  # [B]
-    terminated: Tensor  # [B], 1 where the task itself ended, and not at a time limit
-    next_obs: Tensor  # [B, O], at the end of an episode its last observation
+    terminated: Tensor  # [B], 1 where the task itself ended, 0 at a time limit
+    next_obs: Tensor  # [B, O]; at the end of an episode, its last observation
 
 
 class ReplayBuffer(nn.Module):
@@ -227,7 +226,7 @@ class ReplayBuffer(nn.Module):
         self.reward = nn.Buffer(torch.zeros(self.capacity))
         self.terminated = nn.Buffer(torch.zeros(self.capacity))
         self.next_obs = nn.Buffer(torch.zeros(self.capacity, obs_dim))
-        self.added = 0  # transitions so far, the overwritten ones included
+        self.added = 0  # transitions added so far, including overwritten ones
 
     def add(self, *transition: np.ndarray | Tensor) -> None:
         """Store a transition of every environment: the fields of Batch in order, each [N, ...]."""
@@ -255,8 +254,8 @@ class Noise(nn.Module):
     """Exploration noise, independent in each of N environments: a = μ(s) + x.
 
     gaussian   x = std ξ, with ξ ~ N(0, 1) at every step
-    ou         x' = x - θ x dt + std sqrt(dt) ξ, and x = 0 when an episode begins: correlated in
-               time (Ornstein-Uhlenbeck; Lillicrap et al. 2015)
+    ou         x' = x - θ x dt + std sqrt(dt) ξ, correlated in time; x = 0 when an episode begins
+               (Ornstein-Uhlenbeck; Lillicrap et al. 2015)
     """
 
     def __init__(self, actor: nn.Module, action_dim: int, args: Args) -> None:
@@ -310,7 +309,7 @@ class Agent(nn.Module):
             next_action = self.target_actor(batch.next_obs)  # [B, A]
             next_value = self.target_critic(batch.next_obs, next_action)  # [B]
             # y = r + γ (1 - terminated) Q'(s', μ'(s'))   [B]
-            # A time limit ends an episode but not the task, so the value of s' counts there.
+            # A time limit ends an episode but not the task, so y keeps the value of s'.
             target = batch.reward + self.gamma * (1 - batch.terminated) * next_value
         return F.mse_loss(self.critic(batch.obs, batch.action), target)
 
@@ -348,7 +347,7 @@ class Agent(nn.Module):
 def train(args: Args, checkpoint: dict[str, Any] | None = None) -> Path:
     """Train, from the start or from a checkpoint; returns the run folder."""
     start_torch(args)
-    off = AutoresetMode.DISABLED  # so that next_obs is true at the end of an episode too
+    off = AutoresetMode.DISABLED  # otherwise next_obs may belong to the next episode
     envs = SyncVectorEnv([lambda: make_env(args)] * args.num_envs, autoreset_mode=off)
     eval_env = make_env(args, film=args.capture_video)
     obs_dim, action_dim = dimensions(eval_env)
@@ -379,7 +378,7 @@ def train(args: Args, checkpoint: dict[str, Any] | None = None) -> Path:
         obs, ended = next_obs, terminated | truncated
         run.step(reward, ended, steps=args.action_repeat)
 
-        # Learn
+        # Learn, when the number of actions has passed a multiple of the interval
         actions = run.env_step // args.action_repeat
         interval = max(args.update_every, args.num_envs)
         if run.env_step > args.learning_starts and actions % interval < args.num_envs:
@@ -437,8 +436,8 @@ def evaluate(
 class Adam(nn.Module):
     """Adam (Kingma & Ba 2015, section 2), computing what torch.optim.Adam does.
 
-    Written out so that a whole update compiles to one graph: 1.2 times as fast. Within a graph the
-    step of torch.optim.Adam has no effect (torch 2.13).
+    With it, a whole update compiles to one graph, which is 1.2 times as fast. In a compiled graph,
+    the step of torch.optim.Adam has no effect (torch 2.13).
     """
 
     def __init__(self, params: Iterable[Tensor], learning_rate: float, eps: float = 1e-8) -> None:
@@ -453,8 +452,8 @@ class Adam(nn.Module):
     @torch.no_grad()
     def step(self, grads: Iterable[Tensor], beta1: float = 0.9, beta2: float = 0.999) -> None:
         self.t.add_(1)
-        # 1 - β^t
-        bias1, bias2 = (1 - torch.exp(self.t * math.log(beta)) for beta in (beta1, beta2))
+        bias1 = 1 - torch.exp(self.t * math.log(beta1))  # 1 - β1^t
+        bias2 = 1 - torch.exp(self.t * math.log(beta2))  # 1 - β2^t
         step_size, eps = self.learning_rate * bias2.sqrt() / bias1, self.eps * bias2.sqrt()
         for p, g, m, v in zip(self.params, grads, self.m, self.v):
             m.lerp_(g, 1 - beta1)  # m = β1 m + (1 - β1) g
@@ -469,12 +468,12 @@ class ParameterNoise(Noise):
 
     Each environment has a perturbed actor, sampled when an episode begins: within an episode, equal
     observations get equal actions. The standard deviation sigma of the parameters' noise is adapted
-    until perturbed actions lie std from the actor's.
+    until the perturbed actors' actions differ from the actor's by about std.
     """
 
     def __init__(self, actor: nn.Module, action_dim: int, args: Args) -> None:
         super().__init__(actor, action_dim, args)
-        # One for each environment, and the last to measure the distance of the actions
+        # One for each environment, and a last one to measure the distance between actions
         self.perturbed = nn.ModuleList(copy.deepcopy(actor) for _ in range(args.num_envs + 1))
         self.sigma = nn.Buffer(torch.tensor(args.noise_std))
         self.calls = nn.Buffer(torch.tensor(0))
@@ -527,7 +526,7 @@ class ActionRepeat(gym.Wrapper):
 # [/shared]
 # [shared: spaces]
 def check_spaces(env: gym.Env, env_id: str) -> None:
-    """Exit if the actions or the observations are not of a kind that the networks can take."""
+    """Exit if the networks cannot handle the actions or the observations."""
     space, obs_space = env.action_space, env.observation_space
     if not isinstance(space, gym.spaces.Box) or len(space.shape) != 1 or space.dtype.kind != "f":
         kind = "a flat Box of floats, as in Pendulum-v1"
@@ -545,8 +544,8 @@ def init_layer(layer: nn.Linear, args: Args) -> nn.Linear:
     """Initialise a layer of mlp; "default" is PyTorch's.
 
     "uniform" is that of Lillicrap et al. 2015, section 7: ±1/sqrt(fan in), and ±0.003 in the last
-    layer, so that first actions and values are near 0. "normal" has the standard deviation
-    1/sqrt(fan in).
+    layer, so that the initial actions and values are near 0. "normal" has the
+    standard deviation 1/sqrt(fan in).
     """
     last = isinstance(layer, OutputLayer)
     bound, gain = (3e-3, 1.0) if last else (layer.in_features**-0.5, math.sqrt(2))
@@ -578,7 +577,7 @@ def play(args: Args, checkpoint: dict[str, Any] | None) -> dict[str, float]:
 
 # [shared: run]
 class Run:
-    """What belongs to a run and not to its algorithm: folder, counters, logs and checkpoints.
+    """Everything about a run except its algorithm: folder, counters, logs and checkpoints.
 
     parts are the objects whose state_dict a checkpoint holds; "agent" is one of them.
     """
@@ -591,7 +590,7 @@ class Run:
         self.env_step = self.updates = self.signal = self.next_losses = 0
         self.episodes = [0] * args.num_envs  # finished episodes of each environment
         self.evaluations: list[float] = []  # mean returns
-        self.losses: dict[str, float] = {}  # the newest of each
+        self.losses: dict[str, float] = {}  # the latest value of each
         self.next_evaluation, self.seconds, self.wandb_id = math.inf, 0.0, uuid4().hex
         self.csv_bytes: dict[str, int] = {}  # lengths of the CSV files at the last checkpoint
         self.returns, self.lengths = np.zeros(args.num_envs), np.zeros(args.num_envs, int)
@@ -611,7 +610,7 @@ class Run:
         self.open_folder()
         self.tensorboard = SummaryWriter(str(self.folder), purge_step=self.env_step + 1)
         self.wandb = self.start_wandb() if args.track else None
-        hide = None if args.progress else True  # None hides it without a terminal
+        hide = None if args.progress else True  # None: tqdm hides it if there is no terminal
         total = args.total_timesteps
         self.bar = tqdm(total=total, initial=self.env_step, unit=" steps", disable=hide)
         for number in {signal.SIGINT, signal.SIGTERM, getattr(signal, "SIGHUP", signal.SIGINT)}:
@@ -633,7 +632,7 @@ class Run:
         if not args.resume and (self.folder / "checkpoint.pt").exists():
             fail(f"{self.folder} holds a run; --resume continues it, or give another --run-dir")
         for name in "episodes.csv", "evaluations.csv", "losses.csv":
-            path = self.folder / name  # without the rows that the checkpoint does not know
+            path = self.folder / name  # cut off the rows written after the checkpoint
             if path.exists():
                 os.truncate(path, min(path.stat().st_size, self.csv_bytes.get(name, 0)))
         settings = json.dumps(dataclasses.asdict(args), default=str, indent=2)
@@ -662,7 +661,7 @@ class Run:
         return self.stopped or self.env_step >= self.args.total_timesteps
 
     def elapsed(self) -> float:
-        """Seconds of training, in all parts of a resumed run."""
+        """Seconds of training so far, including those before the run was resumed."""
         return round(time.time() - self.start, 2)
 
     def episode_seeds(self) -> list[int | None]:
@@ -670,7 +669,7 @@ class Run:
         return [episode_seed(self.args.seed, i, n) for i, n in enumerate(self.episodes)]
 
     def check_finite(self, **quantities: Any) -> None:
-        """Exit before a number that is not finite is learned from or saved."""
+        """Exit if a number is not finite, before the agent learns from it or saves it."""
         check_finite(f"after step {self.env_step}", **quantities)
 
     def step(self, reward: np.ndarray, ended: np.ndarray, first: int = 0, steps: int = 1) -> None:
@@ -691,7 +690,7 @@ class Run:
         """Check that the losses are finite, and log them every thousand steps."""
         self.losses |= {name: float(loss) for name, loss in losses.items()}
         self.check_finite(**self.losses)
-        # The first row comes after 1000 steps of learning, when there is a value of every loss.
+        # The first row comes after 1000 steps of learning, when every loss has a value.
         self.next_losses = self.next_losses or self.env_step + 1_000
         if self.env_step >= self.next_losses or self.finished:
             self.next_losses = self.env_step + 1_000
@@ -700,7 +699,7 @@ class Run:
             self.log(losses=self.losses, charts={"SPS": steps / max(seconds, 0.01)})
 
     def evaluate_if_due(self, evaluate: Callable[[], dict[str, Any]]) -> None:
-        """Log what evaluate returns, and keep the best agent in best.pt."""
+        """If an evaluation is due, run it, log its result, and keep the best agent in best.pt."""
         if self.signal or (self.env_step < self.next_evaluation and not self.finished):
             return
         with contextlib.suppress(KeyboardInterrupt):  # raised by interrupt
@@ -723,7 +722,7 @@ class Run:
         self.stopped = goal is not None and len(last) == 3 and min(last) >= goal
 
     def save_if_due(self, episode_ended: bool = True) -> None:
-        """Save if due; wait for the end of an episode if one comes soon: a run resumes at one."""
+        """Save if due, preferably when an episode ended: a resumed run begins a new episode."""
         signalled, steps = self.signal, self.env_step - self.saved_at
         due = steps >= self.args.save_interval * (1 if episode_ended else 2)
         if due or signalled or self.finished:
@@ -731,7 +730,7 @@ class Run:
             self.saved_at, self.done = self.env_step, bool(signalled) or self.finished
 
     def save(self, name: str, **parts: Any) -> None:
-        """Write a file beside its place, then rename it: a kill leaves the old file or the new."""
+        """Write a temporary file, then rename it: a kill leaves the old file or the new one."""
         self.check_finite(weights=[float(p.detach().sum()) for p in parts["agent"].parameters()])
         unset = dict.fromkeys(("resume", "evaluate", "run_dir"))
         self.csv_bytes = {path.name: path.stat().st_size for path in self.folder.glob("*.csv")}
@@ -751,9 +750,9 @@ class Run:
                 torch.save(state, file)
                 os.fsync(file.fileno())
             temporary.replace(path)
-        except (OSError, RuntimeError) as error:  # RuntimeError is torch's for a full disk
+        except (OSError, RuntimeError) as error:  # torch raises RuntimeError if the disk is full
             temporary.unlink(missing_ok=True)
-            fail(f"cannot write {path} ({error}); the checkpoint before it is kept", code=1)
+            fail(f"cannot write {path} ({error}); the previous checkpoint is kept", code=1)
 
     def write_row(self, name: str, values: dict[str, Any]) -> None:
         """Append a row to a CSV file of the run folder."""
@@ -776,12 +775,12 @@ class Run:
         """At a signal, let the run save at its next step and end; at a second one, end at once."""
         self.signal = number
         signal.signal(number, signal.SIG_DFL)
-        say(f"{SCRIPT}: saving at the next step; once more to end at once", sys.stderr)
+        say(f"{SCRIPT}: saving at the next step; interrupt again to end at once", sys.stderr)
         if self.evaluating:
             raise KeyboardInterrupt
 
     def close(self) -> Path:
-        """Say that the run is done; or how to resume it, and exit as the signal does."""
+        """Say that the run is done, or how to resume it and exit with the signal's code."""
         self.bar.close()
         self.tensorboard.close()
         self.lock.release()
@@ -801,12 +800,12 @@ def episode_seed(*numbers: int) -> int:
 
 
 def check_finite(when: str, **quantities: Any) -> None:
-    """Exit before a number is used that is not finite, or beyond what float32 can hold."""
+    """Exit if a number is not finite, or too large for float32."""
     for name, value in quantities.items():
         numbers = np.ravel(value)
         finite = np.abs(numbers) < np.finfo(np.float32).max  # false for nan
         if not finite.all():
-            what = f"{name.replace('_', ' ')} {when}: {numbers[~finite][0]} is no finite float32"
+            what = f"{name.replace('_', ' ')} {when}: {numbers[~finite][0]} is not a finite float32"
             fail(f"{what}; the last checkpoint is kept", code=1)
 
 
@@ -839,15 +838,15 @@ def save_video(frames: list, fps: int, args: Args, env_step: int) -> None:
 
 
 def start_torch(args: Args) -> None:
-    """Seed PyTorch, and choose the device and the precision of float32 products."""
+    """Seed PyTorch, and choose the device and the precision of float32 matrix products."""
     torch.manual_seed(args.seed)
-    np.seterr(over="ignore")  # beyond float32 becomes infinite, which check_finite refuses
+    np.seterr(over="ignore")  # too large for float32 becomes infinite; check_finite exits
     if args.device == "cuda" and not torch.cuda.is_available():
         fail("--device is cuda, but PyTorch finds no GPU here; use --device cpu")
     if args.device == "auto":
         args.device = "cuda" if torch.cuda.is_available() else "cpu"
     torch.backends.cudnn.deterministic = args.torch_deterministic
-    # oneDNN on a CPU: twice as fast as MKL on Zen 5, as fast on Zen 4. TF32 on a GPU.
+    # On a CPU, oneDNN: twice as fast as MKL on Zen 5, equally fast on Zen 4. On a GPU, TF32.
     torch.set_float32_matmul_precision("medium")
 
 
@@ -859,19 +858,19 @@ def compiled(function: Callable, args: Args) -> Callable:
         return function
     torch._dynamo.config.trace_autograd_ops = True  # allows torch.autograd.grad in a graph
     options: dict[str, Any] = {
-        "cpp_wrapper": args.device == "cpu",  # half the time to compile, and faster calls
-        "fallback_random": True,  # the random numbers of the uncompiled function
+        "cpp_wrapper": args.device == "cpu",  # compiles in half the time, and calls are faster
+        "fallback_random": True,  # same random numbers as the uncompiled function
     }
     try:
         torch.compile(torch.sin, options=options)(torch.zeros(1, device=args.device))
-    except Exception as error:  # whatever a compiler that does not work here raises
+    except Exception as error:  # a broken compiler may raise anything
         reason = str(error).strip().split("\n")[0]
         say(f"{SCRIPT}: cannot compile here, so learning is slower: {reason}", sys.stderr)
         return function
     say("compiling at the first use: up to a minute, and a few seconds in later runs")
-    # Do not check the modules for changes at every call, which takes 3% of an update: only their
-    # tensors change, and these are inputs of the graph. So that a second agent does not run the
-    # graph of the first, isolate_recompiles gives each its own.
+    # Skip the check at every call whether modules changed, which takes 3% of an update: only their
+    # tensors change, and these are inputs of the graph. isolate_recompiles gives each agent a graph
+    # of its own; otherwise a second agent would run the graph of the first.
     options["guard_filter_fn"] = torch.compiler.skip_guard_on_all_nn_modules_unsafe
     settings: dict[str, Any] = {"fullgraph": True, "isolate_recompiles": True, "options": options}
     return torch.compile(function, **settings)
@@ -898,13 +897,13 @@ def fail(message: str, code: int = 2) -> NoReturn:
 
 
 def load_checkpoint(path: Path) -> dict[str, Any]:
-    """Read a checkpoint. weights_only: a file from a stranger runs no code."""
+    """Read a checkpoint. With weights_only, a file from a stranger runs no code."""
     try:
         checkpoint = torch.load(path, map_location="cpu", weights_only=True)
         script = checkpoint["script"]
     except (FileNotFoundError, NotADirectoryError):
         fail(f"there is no {path}; give a run folder that holds one, such as runs/Pendulum-v1__...")
-    except Exception as error:  # what a damaged or malicious file raises is open-ended
+    except Exception as error:  # a damaged or malicious file may raise anything
         reason = str(error).split("\n")[0]
         fail(f"{path} is damaged or not a checkpoint, and nothing in it was run ({reason})")
     if script != SCRIPT:
@@ -913,13 +912,13 @@ def load_checkpoint(path: Path) -> dict[str, Any]:
 
 
 def read_flags() -> tuple[Args, dict[str, Any] | None]:
-    """The flags, and the checkpoint of --resume or --evaluate, which sets those not given."""
+    """The flags, and the checkpoint of --resume or --evaluate, which sets the flags not given."""
     parser = argparse.ArgumentParser(add_help=False, allow_abbrev=False)
-    for flag in "--resume", "--evaluate", "--run-dir":  # read first: they set the others' defaults
+    for flag in "--resume", "--evaluate", "--run-dir":  # read first: a checkpoint sets the defaults
         parser.add_argument(flag)
     given, _ = parser.parse_known_args()
     if sum(value is not None for value in vars(given).values()) > 1:
-        fail("give one of --resume, --evaluate and --run-dir: the first two name a run themselves")
+        fail("give only one of --resume, --evaluate and --run-dir: the first two name a run folder")
     saved, checkpoint = Args(), None
     if given.resume or given.evaluate not in (None, *typing.get_args(Baseline)):
         path = Path(given.resume or given.evaluate)
@@ -954,7 +953,7 @@ def read_flags() -> tuple[Args, dict[str, Any] | None]:
 
 def main() -> None:
     """Train or evaluate, as the flags say."""
-    for name in ("stdout", "stderr"):  # a closed stream, or one that cannot show all characters
+    for name in ("stdout", "stderr"):  # a stream may be closed, or not show all characters
         setattr(sys, name, getattr(sys, name) or Path(os.devnull).open("w"))
         getattr(sys, name).reconfigure(errors="backslashreplace")
     try:
@@ -968,7 +967,7 @@ def main() -> None:
     except OSError as error:  # a full disk, a folder without write permission
         fail(str(error), code=1)
     except RuntimeError as error:
-        if "loading state_dict" not in str(error):  # PyTorch's words for networks that do not fit
+        if "loading state_dict" not in str(error):  # PyTorch's message for other sizes
             raise
         fail("the checkpoint has other networks: " + str(error).split("\n")[1].strip())
     say(

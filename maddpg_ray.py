@@ -1,16 +1,16 @@
 """MADDPG on a Ray cluster: maddpg_smarts.py with collectors and learners in their own processes.
 
 Collectors play, each in its own environment, with the actors that they were sent. Learners make
-the updates, each for its own agents. This process holds the networks of all agents and the replay
-buffer, and gives out the work. It is the only script that imports another: all that is not about
-processes is in maddpg_smarts.py, which must stand beside it.
+the updates, each for its own agents. The main process holds the networks of all agents and the
+replay buffer, and gives out the work. This is the only script that imports another: everything that
+is not about processes is in maddpg_smarts.py, which must stand beside it.
 
     collector  receives actors; returns whole episodes, which are stored
     learner    receives its agents, all target actors and a batch; returns its agents, updated
 
 Run:    python maddpg_ray.py --env-id mpe2/simple_spread_v3 --num-collectors 2 --num-learners 2
         RAY_ADDRESS=10.0.0.1:6379 python maddpg_ray.py    (on an existing cluster)
-Expect: the returns of maddpg_smarts.py; less time where simulators and updates take most of it
+Expect: the returns of maddpg_smarts.py, in less time if simulators and updates take most of it
 """
 
 from __future__ import annotations
@@ -48,7 +48,7 @@ class Args(maddpg.Args):
 class Group(Agent):
     """The networks of n of the N agents, and the target actors of all N; for a learner.
 
-    Its tensors are views of the rows in an Agent of all N: what is loaded here is loaded there.
+    Its tensors are views of rows in an Agent of all N: a state loaded here is loaded there as well.
     """
 
     def __init__(self, env: MultiAgentEnv, args: Args, agent: Agent, members: range) -> None:
@@ -93,7 +93,7 @@ class Collector:
         self.number = number
 
     def work(self, actor: dict[str, Tensor], noise: float, uniform: bool) -> list[tuple]:
-        """Whole episodes of at least 100 steps in all: parts for ReplayBuffer.add, and ended."""
+        """Play whole episodes, at least 100 steps: (parts for ReplayBuffer.add, ended) for each."""
         agent, steps, ended = self.agent, list[tuple](), True
         agent.actor.load_state_dict(actor)
         while len(steps) < 100 or not ended:
@@ -119,7 +119,7 @@ class Learner:
         self.group, self.update = group, maddpg.compiled(group.update, args)
 
     def work(self, state: dict[str, Tensor], batch: Batch) -> tuple[dict, Tensor, dict]:
-        """One update: the new state but for target actors, Bellman errors [n, B], losses."""
+        """One update: the new state without target actors, Bellman errors [n, B], losses."""
         self.group.load_state_dict(state)
         td_error, losses = self.update(batch)
         new = self.group.state_dict().items()
@@ -127,12 +127,12 @@ class Learner:
 
 
 class Cluster:
-    """Collectors and learners as Ray actors, and what they have been given to do.
+    """Collectors and learners as Ray actors, and the work they are doing.
 
-    No learner waits for another: an agent is updated by one learner only, which needs of the other
-    agents only the target actors, and these move slowly. If several learners updated the same
-    agents, gradients would be older than the networks that they change, and the momentum of Adam
-    turns a delay of a single update into oscillation.
+    No learner waits for another: each agent is updated by one learner, which needs only the target
+    actors of the other agents, and these move slowly. If several learners updated the same agents,
+    gradients would be computed on older networks than those that they change; with Adam's momentum,
+    a delay of one update is enough to cause oscillation.
     """
 
     MAX_OWED = 100  # collectors wait while a learner is this many updates behind
@@ -145,17 +145,17 @@ class Cluster:
         n, m = agent.num_agents, args.num_learners
         members = [range(n * k // m, n * (k + 1) // m) for k in range(m)]
         self.groups = [Group(env, args, agent, some) for some in members]
-        self.due = run.updates  # updates, also those that are made
-        self.made = [run.updates] * m  # of each learner's agents
+        self.due = run.updates  # updates due so far, including those made
+        self.made = [run.updates] * m  # updates made by each learner
         self.losses: list[dict[str, Tensor]] = [{}] * m  # of each learner's last update
-        self.started = run.env_step  # number of the last worker; other ones in a resumed run
+        self.started = run.env_step  # number of the last worker; a resumed run has others
         count = {Collector: args.num_collectors, Learner: m}
         self.idle: dict[type, dict[int, Any]] = {
             kind: {number: self.start(kind, number) for number in range(count[kind])}
             for kind in count
         }
         self.failures: dict[type, int] = dict.fromkeys(self.idle, 0)  # in a row
-        self.working: dict[Any, tuple] = {}  # by Ray's promise: kind, number, worker, indices
+        self.working: dict[Any, tuple] = {}  # by Ray's ObjectRef: kind, number, worker, indices
 
     def start(self, kind: type, number: int) -> Any:
         self.started += 1
@@ -167,7 +167,7 @@ class Cluster:
         self.working[worker.work.remote(*task)] = kind, number, worker, indices
 
     def work(self, noise: float, uniform: bool, beta: float) -> list[tuple]:
-        """Give work to all who are idle, and wait up to a second; returns steps of collectors."""
+        """Give work to all idle workers, and wait up to a second; returns the collectors' steps."""
         if self.due - min(self.made) < self.MAX_OWED:
             for number in list(self.idle[Collector]):
                 self.assign(Collector, number, self.agent.actor.state_dict(), noise, uniform)
@@ -177,10 +177,10 @@ class Cluster:
                 batch = Batch(*map(group.rows, batch))
             self.assign(Learner, number, group.state_dict(), batch, indices=batch.indices)
         steps: list[tuple] = []
-        for promise in self.ray.wait(list(self.working), timeout=1.0)[0]:
-            kind, number, worker, indices = self.working.pop(promise)
+        for ref in self.ray.wait(list(self.working), timeout=1.0)[0]:
+            kind, number, worker, indices = self.working.pop(ref)
             try:
-                result = self.ray.get(promise)
+                result = self.ray.get(ref)
             except self.ray.exceptions.RayError as error:
                 self.failures[kind] += 1
                 reason = str(error).strip().split("\n")[-1]
@@ -200,7 +200,7 @@ class Cluster:
     def take_over(
         self, number: int, indices: Tensor, state: dict, td_error: Tensor, losses: dict
     ) -> None:
-        """Take over an update that a learner made."""
+        """Copy a learner's update into the networks of this process."""
         group = self.groups[number]
         group.load_state_dict(state, strict=False)
         load_counters(self.agent, state)
@@ -210,7 +210,7 @@ class Cluster:
         self.made[number] += 1
 
     def mean_losses(self) -> dict[str, Tensor]:
-        """The means over all agents; updates_owed are due and not made."""
+        """The means over all agents, and updates_owed, the updates that are due and not made."""
         share = torch.tensor([len(group.members) for group in self.groups]) / self.agent.num_agents
         means = {
             name: share @ torch.stack([losses[name] for losses in self.losses])
@@ -244,12 +244,12 @@ def train(args: Args, checkpoint: dict[str, Any] | None = None) -> Path:
         maddpg.fail(f"--num-learners is {args.num_learners}, but {fewer}")
     make_buffer = maddpg.PrioritizedReplayBuffer if args.prioritized_replay else ReplayBuffer
     buffer = make_buffer(eval_env, args)
-    ray = start_ray(args)  # before Run: it catches signals too
+    ray = start_ray(args)  # before Run, since both handle signals
     run = maddpg.Run(args, checkpoint, agent=agent, buffer=buffer)
     cluster = Cluster(ray, eval_env, agent, buffer, run)
 
     while not run.done:
-        # Give out work, and store the steps that have come
+        # Give out work, and store the steps that have arrived
         noise, beta = maddpg.noise_scale(args, run.env_step), maddpg.per_beta(args, run.env_step)
         uniform = run.env_step < args.learning_starts
         for parts, ended in cluster.work(noise, uniform, beta):

@@ -1,9 +1,9 @@
 """Multi-Agent Deep Deterministic Policy Gradient (MADDPG): several agents learn side by side.
 
-Each of N agents learns as in DDPG: an actor μ(o) acts, and a critic Q tells how well. But to each
-agent the others are part of the environment, which therefore changes while they learn. So the
-critics, which only learning needs, see the observations x = (o_1 .. o_N) and actions of all agents.
-An actor sees its own observation only: after learning, each agent acts by itself.
+Each of N agents learns as in DDPG: an actor μ(o) acts, and a critic Q rates its actions. But each
+agent's environment includes the others, so it changes while they learn. The critics, which only
+learning needs, therefore see the observations x = (o_1 .. o_N) and the actions of all agents. An
+actor sees its own observation only, so that after learning each agent can act alone.
 
     act        a_i = μ_i(o_i) + noise, and store (x, a, r, terminated, x')
     critic i   minimise (Q_i(x, a) - y)²,  y = r_i + γ (1 - terminated_i) Q'_i(x', μ'(x'))
@@ -76,7 +76,7 @@ Baseline = Literal["untrained", "random", "keep-lane"]  # policies that need no 
 class Args:
     # Task. Lengths are in environment steps, summed over all parallel environments; in one step
     # all agents of an environment act.
-    env_id: Fixed[str] = "smarts/intersection-4lane-v0"  # or PettingZoo's: mpe2/simple_spread_v3
+    env_id: Fixed[str] = "smarts/intersection-4lane-v0"  # or PettingZoo's, as mpe2/simple_spread_v3
     total_timesteps: PositiveInt = 100_000  # length of the training
     num_envs: Fixed[PositiveInt] = 1  # parallel environments
     seed: Fixed[Seed] = 1  # random seed of the networks, the noise and the environments
@@ -87,8 +87,8 @@ class Args:
     turn: Fixed[Literal["any", "left", "straight", "right"]] = "any"  # any: sampled per agent
     image: Fixed[bool] = False  # observe the surroundings from above as well, in 32 x 32 pixels
     horizon: Fixed[PositiveInt] = 400  # steps of 0.1 s after which an episode is truncated
-    collision_reward: float = -50.0  # for hitting another car, which ends the agent's task
-    off_road_reward: float = -50.0  # for leaving the road or the route, which ends it as well
+    collision_reward: float = -50.0  # for hitting another car, which terminates the agent
+    off_road_reward: float = -50.0  # for leaving the road or the route, which terminates the agent
     goal_reward: float = 20.0  # for arriving
     progress_reward: float = 0.1  # per metre nearer to the goal
     distance_reward: float = 0.05  # per metre driven
@@ -96,10 +96,10 @@ class Args:
     # Networks, one of each per agent
     actor_hidden_sizes: Fixed[tuple[PositiveInt, ...]] = (64, 64)  # units of each hidden layer
     critic_hidden_sizes: Fixed[tuple[PositiveInt, ...]] = (64, 64)  # units of each hidden layer
-    critic: Fixed[Literal["joint", "own"]] = "joint"  # sees all agents; own: independent DDPG
+    critic: Fixed[Literal["joint", "own"]] = "joint"  # joint sees all agents; own: independent DDPG
 
     # Learning
-    gamma: Fraction = 0.95  # discount per step
+    gamma: Fraction = 0.95  # discount factor
     tau: Fraction = 0.01  # weight of the online network in each update of its target
     actor_learning_rate: NonNegativeFloat = 1e-4  # of Adam; the paper's is 1e-2
     critic_learning_rate: NonNegativeFloat = 1e-3  # of Adam; the paper's is 1e-2
@@ -107,20 +107,20 @@ class Args:
     buffer_size: Fixed[PositiveInt] = 1_000_000  # transitions stored; new ones overwrite the oldest
     learning_starts: NonNegativeInt = 8_192  # steps of uniform random actions before learning
     update_interval: PositiveInt = 4  # environment steps between updates; the paper's is 100
-    max_grad_norm: NonNegativeFloat = 0.5  # of each agent's actor, and of its critic
+    max_grad_norm: NonNegativeFloat = 0.5  # gradients of each actor and critic are cut to this norm
     gumbel_temperature: PositiveFloat = 1.0  # of the softmax that gives discrete actions a gradient
     output_penalty: NonNegativeFloat = 1e-3  # weight of the actor's squared outputs in its loss
 
     # Prioritized replay, with priorities for each agent
-    prioritized_replay: Fixed[bool] = False  # sample more often what the critic got wrong
+    prioritized_replay: Fixed[bool] = False  # sample transitions with large errors more often
     per_variant: Fixed[Literal["proportional", "rank"]] = "proportional"  # to error, or to 1 / rank
     per_alpha: Fixed[NonNegativeFloat] = 0.6  # exponent of the priorities; 0 samples uniformly
     per_beta_start: Fraction = 0.4  # exponent of the importance weights; 1 removes the bias
-    per_beta_end: Fraction = 1.0  # value that it reaches at the end of the run
+    per_beta_end: Fraction = 1.0  # exponent of the importance weights at the end of the run
 
     # Exploration: Gaussian noise on continuous actions, Gumbel noise on the logits of discrete ones
-    noise_start: NonNegativeFloat = 1.0  # its scale; with 1, discrete actions follow the softmax
-    noise_end: NonNegativeFloat = 0.1  # value that it decays to, linearly
+    noise_start: NonNegativeFloat = 1.0  # initial scale of the noise; 1: sample the softmax
+    noise_end: NonNegativeFloat = 0.1  # value that noise_start decays to, linearly
     noise_decay_steps: NonNegativeInt = 50_000  # length of the decay; 0 keeps noise_start
 
     # Evaluation, without noise, in a separate environment. Returns are sums over the agents.
@@ -128,12 +128,12 @@ class Args:
     eval_episodes: PositiveInt = 10  # episodes per evaluation
     stop_at_return: float | None = None  # stop when the last 3 evaluations all reach it
     capture_video: bool = False  # film the first episode of every evaluation
-    evaluate: Baseline | Path | None = None  # evaluate only: one of these, a run folder, a .pt file
+    evaluate: Baseline | Path | None = None  # only evaluate a baseline, a run folder or a .pt file
 
     # Run folder
     run_dir: Path | None = None  # default: runs/{env_id}__{exp_name}__{seed}__{time}
     exp_name: str = SCRIPT  # part of the folder's name
-    resume: Path | None = None  # run folder to resume; other flags given here replace its own
+    resume: Path | None = None  # run folder to resume; flags given here override the saved ones
     save_interval: PositiveInt = 50_000  # steps between checkpoints
     progress: bool = True  # progress bar, if there is a terminal
     track: bool = False  # log to Weights & Biases as well
@@ -158,7 +158,7 @@ class Args:
 
 # [shared: agents step]
 class Step(NamedTuple):
-    """What a step of an environment led to, for its N agents in their fixed order.
+    """The result of an environment step, for the N agents in a fixed order.
 
     Where E environments step together (Envs, below), every part is [E, N, ...].
     """
@@ -167,8 +167,8 @@ class Step(NamedTuple):
     reward: np.ndarray  # [N] float32
     terminated: np.ndarray  # [N] bool, the agent's task ended in this step
     truncated: np.ndarray  # [N] bool, the agent was cut off in this step, as by a time limit
-    live: np.ndarray  # [N] bool, the agent acts next; the episode is over when none does
-    last_obs: np.ndarray  # [N, O], as obs, but not zero where an agent ended in this step
+    live: np.ndarray  # [N] bool, the agent acts next; the episode is over when no agent does
+    last_obs: np.ndarray  # [N, O], obs, but with the last observation of agents that ended now
 
 
 # [/shared]
@@ -182,7 +182,7 @@ class StackedLinear(nn.Module):
         self.bias = nn.Parameter(torch.empty(n, 1, fan_out).uniform_(-bound, bound))
 
     def forward(self, *parts: Tensor) -> Tensor:
-        """The output for inputs [n, B, I_k] side by side: x W = x_1 W_1 + x_2 W_2 + ...
+        """The output for concatenated inputs [n, B, I_k]: x W = x_1 W_1 + x_2 W_2 + ...
 
         An input that is equal for all agents can be given once, as [1, B, I_k], so that it is not
         repeated. No gradient is computed for an input that needs none, such as observations.
@@ -196,7 +196,7 @@ class StackedLinear(nn.Module):
 
 
 class StackedNet(nn.Module):
-    """A network for each of n agents, given the observations and actions of the M that it sees.
+    """A network for each of n agents, which sees the observations and actions of M agents.
 
     obs [n, B, M, O], action [n, B, M, A] (none for an actor) -> [n, B, outputs]. What is equal for
     all networks can be given once, as [1, B, M, ...].
@@ -205,7 +205,7 @@ class StackedNet(nn.Module):
     def __init__(self, env: MultiAgentEnv, seen: int, action_size: int, sizes: list[int]) -> None:
         super().__init__()
         n = len(env.names)
-        self.encoder = StackedEye(env, n, seen) if env.pixels else nn.Flatten(2)
+        self.encoder = StackedConvNet(env, n, seen) if env.pixels else nn.Flatten(2)
         inputs = seen * (env.obs_size - env.pixels + action_size) + (64 if env.pixels else 0)
         layers = zip([inputs, *sizes], sizes)  # the inputs and outputs of each
         self.layers = nn.ModuleList(StackedLinear(n, i, o) for i, o in layers)
@@ -227,9 +227,9 @@ class Batch(NamedTuple):
     obs: Tensor  # [C, B, N, O]
     action: Tensor  # [C, B, N, A], in [-1, 1]; discrete actions are one-hot
     reward: Tensor  # [C, B, N]
-    terminated: Tensor  # [C, B, N], 1 where the agent's task itself ended, and not at a time limit
-    live: Tensor  # [C, B, N], 1 where the agent acted; elsewhere its other parts are zero
-    next_obs: Tensor  # [C, B, N, O], for an agent that ended its last observation
+    terminated: Tensor  # [C, B, N], 1 where the agent's task itself ended, 0 at a time limit
+    live: Tensor  # [C, B, N], 1 where the agent acted; elsewhere its other parts are ignored
+    next_obs: Tensor  # [C, B, N, O]; for an agent that ended, its last observation
     indices: Tensor  # [C, B], places in the buffer
     weight: Tensor  # [C, B], importance weight; 1 without priorities
 
@@ -254,7 +254,7 @@ class ReplayBuffer(nn.Module):
         self.obs, self.next_obs = allocate(obs), allocate(obs)
         self.action = allocate(torch.zeros(env.action_size))
         self.reward, self.terminated, self.live = (allocate(number) for _ in range(3))
-        self.added = 0  # transitions so far, the overwritten ones included
+        self.added = 0  # transitions added so far, including overwritten ones
 
     @property
     def size(self) -> int:
@@ -282,7 +282,7 @@ class ReplayBuffer(nn.Module):
         return Batch(**parts, indices=index, weight=weight)
 
     def refresh(self, index: Tensor, td_error: Tensor, first: int = 0) -> None:
-        """Note the Bellman errors of a batch (PrioritizedReplayBuffer)."""
+        """Called with the Bellman errors of a batch; only PrioritizedReplayBuffer uses them."""
 
     def get_extra_state(self) -> dict[str, Any]:
         """The stored transitions, for a checkpoint."""
@@ -326,7 +326,7 @@ class Agent(nn.Module):
     def act(self, obs: Tensor, noise: float) -> Tensor:
         """Noisy actions [E, N, A] for the observations [E, N, O].
 
-        The largest of logits plus Gumbel noise of scale 1 is a sample from their softmax.
+        The argmax of logits plus Gumbel noise of scale 1 is a sample from their softmax.
         """
         output = self.outputs(self.actor, obs)
         if self.discrete:
@@ -378,7 +378,7 @@ class Agent(nn.Module):
             next_obs = batch.next_obs.flatten(0, 1)  # [C * B, N, O]
             next_action = self.greedy(self.outputs(self.target_actor, next_obs))
             next_action = next_action.unflatten(0, batch.next_obs.shape[:2])  # [C, B, N, A]
-            # A terminated agent is not live in the next step. A truncated one would have gone on.
+            # A terminated agent is not live in the next step; a truncated one counts as live.
             next_live = batch.live * (1 - batch.terminated)
             next_value = self.value(self.target_critic, batch.next_obs, next_action, next_live)
             # y_i = r_i + γ (1 - terminated_i) Q'_i(x', μ'_1(o'_1) .. μ'_N(o'_N))   [N, B]
@@ -411,9 +411,7 @@ class Agent(nn.Module):
         critic_loss, td_error = self.critic_loss(batch)
         self.critic_optimizer.step(self.clipped_grads(critic_loss, self.critic))
 
-        actor_loss = self.actor_loss(
-            batch
-        )  # flows through the critics, but updates the actors only
+        actor_loss = self.actor_loss(batch)  # its gradient passes through the critics to the actors
         self.actor_optimizer.step(self.clipped_grads(actor_loss, self.actor))
 
         self.update_target(self.target_critic, self.critic)
@@ -504,8 +502,8 @@ def evaluate(
 ) -> dict[str, Any]:
     """Play whole episodes with policy ([N, O] -> [N] or [N, A]); returns evaluations.csv's columns.
 
-    An episode's return is the sum of its agents' returns; agent_returns are their means. Episodes
-    and sampled actions depend on the step only, so a resumed run gives the same evaluations.
+    An episode's return is the sum of its agents' returns; agent_returns has each agent's mean.
+    Episodes and samples depend on the step only, so a resumed run gives the same evaluations.
     """
     returns, lengths, metrics, frames = [], [], [], []
     with torch.random.fork_rng(devices=range(torch.cuda.device_count())):
@@ -526,7 +524,7 @@ def evaluate(
         save_video(frames, env.fps, args, env_step)
     result: dict[str, Any] = dict(summary(np.sum(returns, axis=1), lengths))
     result["agent_returns"] = " ".join(f"{mean:.2f}" for mean in np.mean(returns, axis=0))
-    for name in metrics[0]:  # a time is not a number in episodes in which no agent arrived
+    for name in metrics[0]:  # a time is nan in episodes in which no agent arrived
         values = [values[name] for values in metrics if not math.isnan(values[name])]
         result[name] = float(np.mean(values)) if values else ""
     return result
@@ -550,8 +548,8 @@ class PrioritizedReplayBuffer(ReplayBuffer):
     def __init__(self, env: MultiAgentEnv, args: Args) -> None:
         super().__init__(env, args)
         self.alpha, self.by_rank = args.per_alpha, args.per_variant == "rank"
-        self.error = nn.Buffer(torch.zeros_like(self.reward), persistent=False)  # |δ|, or -1
-        # p^α. In float32, the sum of a million would be off by more than its smallest parts.
+        self.error = nn.Buffer(torch.zeros_like(self.reward), persistent=False)  # |δ|; -1: not live
+        # p^α. In float32, a sum of a million has errors larger than its smallest terms.
         priority = torch.zeros_like(self.reward, dtype=torch.float64)
         self.priority = nn.Buffer(priority, persistent=False)
         self.largest = nn.Buffer(torch.ones(len(env.names), device=args.device))  # |δ| so far
@@ -562,9 +560,9 @@ class PrioritizedReplayBuffer(ReplayBuffer):
         """A batch for each agent, with importance weights w_i = (n P(i))^-β / max_j w_j.
 
         So transitions that are sampled more often count for less (section 3.4). The number of
-        transitions n and the sum of priorities cancel out. The sum is cut into B equal parts with
-        one sample in each, which a cumulative sum finds. A tree of sums is slower with 100,000
-        transitions (2.0 ms for 0.7), and faster with a million (2.2 ms for 5.0).
+        transitions n and the sum of priorities cancel out. That sum is cut into B equal parts; each
+        gives one sample, which a cumulative sum finds. A sum tree takes 2.0 ms instead of 0.7 ms
+        with 100,000 transitions, and 2.2 ms instead of 5.0 ms with a million.
         """
         new = torch.arange(max(self.entered, self.added - self.capacity), self.added)
         new, self.entered = new.to(self.obs.device) % self.capacity, self.added
@@ -576,25 +574,25 @@ class PrioritizedReplayBuffer(ReplayBuffer):
             index = torch.searchsorted(
                 cumulative, (part / batch_size).to(new.device) * cumulative[-1]
             )
-            priority = self.priority[index, agent].clamp(min=1e-12)  # 0 if it never was live
+            priority = self.priority[index, agent].clamp(min=1e-12)  # 0 if the agent never was live
             indices.append(index)
             weights.append((priority / priority.min()).pow(-beta).float())
         return self.batch(torch.stack(indices), torch.stack(weights))
 
     def refresh(self, index: Tensor, td_error: Tensor, first: int = 0) -> None:
-        """Take over the Bellman errors [n, B] of transitions [n, B], for n agents from first on."""
+        """Store the Bellman errors [n, B] of transitions [n, B], for n agents from first on."""
         for agent, (places, errors) in enumerate(zip(index, td_error.abs()), start=first):
             error = torch.where(self.error[places, agent] < 0, -1.0, errors)
             self.largest[agent] = torch.maximum(self.largest[agent], error.max())
             self.set_error(agent, places, error)
         self.refreshed += 1
-        # Early as well: until the first sorting all ranks are 1, and samples uniform
+        # Also early: until the first sorting, all ranks are 1, and sampling is uniform
         if self.by_rank and (self.refreshed % self.SORT == 0 or self.refreshed in (10, 100)):
             self.sort()
 
     def set_error(self, agent: int, index: Tensor, error: Tensor) -> None:
         """Set an agent's errors [K], -1 where it was not live, and the priorities that follow."""
-        if self.by_rank:  # 1 + how many are larger
+        if self.by_rank:  # rank = 1 + number of larger errors
             not_larger = torch.searchsorted(self.sorted[agent], error, right=True)
             priority = 1 / (1 + self.sorted.shape[1] - not_larger.double())
         else:
@@ -625,8 +623,8 @@ def per_beta(args: Args, env_step: int) -> float:
     return args.per_beta_start + done * (args.per_beta_end - args.per_beta_start)
 
 
-class StackedEye(nn.Module):
-    """A small convolutional network for each of n agents, on the images that end observations.
+class StackedConvNet(nn.Module):
+    """A small convolutional network for each of n agents, for the images in observations.
 
     obs [C, B, M, O], C = n or 1 -> [n, B, M * (O - pixels) + 64]. Grouped convolutions, one group
     for each agent, compute all of them at once.
@@ -653,7 +651,7 @@ class StackedEye(nn.Module):
 
 
 def pack(obs: Tensor, pixels: int) -> Tensor:
-    """Observations for the buffer: with an image, all in bytes, of which a pixel takes one."""
+    """Observations for the buffer: if they have an image, as bytes, one for each pixel value."""
     if not pixels:
         return obs
     numbers, image = obs.tensor_split([-pixels], dim=-1)
@@ -661,7 +659,7 @@ def pack(obs: Tensor, pixels: int) -> Tensor:
 
 
 def unpack(packed: Tensor, pixels: int) -> Tensor:
-    """The observations that pack was given."""
+    """The inverse of pack."""
     if not pixels:
         return packed
     numbers, image = packed.tensor_split([-pixels], dim=-1)
@@ -672,8 +670,8 @@ def unpack(packed: Tensor, pixels: int) -> Tensor:
 class Adam(nn.Module):
     """Adam (Kingma & Ba 2015, section 2), computing what torch.optim.Adam does.
 
-    Written out so that a whole update compiles to one graph: 1.2 times as fast. Within a graph the
-    step of torch.optim.Adam has no effect (torch 2.13).
+    With it, a whole update compiles to one graph, which is 1.2 times as fast. In a compiled graph,
+    the step of torch.optim.Adam has no effect (torch 2.13).
     """
 
     def __init__(self, params: Iterable[Tensor], learning_rate: float, eps: float = 1e-8) -> None:
@@ -688,8 +686,8 @@ class Adam(nn.Module):
     @torch.no_grad()
     def step(self, grads: Iterable[Tensor], beta1: float = 0.9, beta2: float = 0.999) -> None:
         self.t.add_(1)
-        # 1 - β^t
-        bias1, bias2 = (1 - torch.exp(self.t * math.log(beta)) for beta in (beta1, beta2))
+        bias1 = 1 - torch.exp(self.t * math.log(beta1))  # 1 - β1^t
+        bias2 = 1 - torch.exp(self.t * math.log(beta2))  # 1 - β2^t
         step_size, eps = self.learning_rate * bias2.sqrt() / bias1, self.eps * bias2.sqrt()
         for p, g, m, v in zip(self.params, grads, self.m, self.v):
             m.lerp_(g, 1 - beta1)  # m = β1 m + (1 - β1) g
@@ -700,21 +698,21 @@ class Adam(nn.Module):
 # [/shared]
 # [shared: several agents]
 class MultiAgentEnv:
-    """The N agents of a PettingZoo environment (parallel interface) as arrays of fixed order.
+    """The N agents of a PettingZoo environment (parallel interface), as arrays in a fixed order.
 
     An agent is live from its first observation until it ends. Otherwise its observation and reward
-    are zero, and its action is ignored. An agent that leaves without notice counts as truncated.
+    are zero, and its action is ignored. An agent that disappears counts as truncated.
     Observations that are shorter than another agent's are padded with zeros.
     """
 
     def __init__(self, env: Any) -> None:
         self.env, self.names = env, list(env.possible_agents)
-        self.space: Any = env.action_space(self.names[0])  # that of all agents
+        self.space: Any = env.action_space(self.names[0])  # the same for all agents
         self.discrete = isinstance(self.space, gym.spaces.Discrete)
-        self.action_size = gym.spaces.flatdim(self.space)  # of a Discrete, its number of actions
+        self.action_size = gym.spaces.flatdim(self.space)  # if Discrete, the number of actions
         self.obs_spaces = [env.observation_space(name) for name in self.names]
         self.obs_size = max(map(gym.spaces.flatdim, self.obs_spaces))
-        self.pixels = getattr(env, "pixels", 0)  # length of the image that ends an observation
+        self.pixels = getattr(env, "pixels", 0)  # length of the image at an observation's end
         self.fps = env.metadata.get("render_fps", 10)
         self.subprocess = hasattr(env, "receive")  # a simulator in a process of its own
 
@@ -757,7 +755,7 @@ class MultiAgentEnv:
                 last_obs[i, : len(flat)] = flat
             if before[i]:
                 rewards[i] = np.asarray(reward.get(name, 0.0)).item()
-                ends[i] = terminated.get(name, False)  # where both are true, this one counts
+                ends[i] = terminated.get(name, False)  # if both are true, terminated counts
             ended = terminated.get(name, False) or truncated.get(name, False)
             self.live[i] = name in obs and name in self.env.agents and not ended
         self.obs = np.where(self.live[:, None], last_obs, np.float32(0))
@@ -765,7 +763,7 @@ class MultiAgentEnv:
         return Step(self.obs, rewards, ends, before & ~self.live & ~ends, self.live, last_obs)
 
     def metrics(self) -> dict[str, float]:
-        """Figures of the episode besides its return, such as the crossing's completion_rate."""
+        """Measures of the episode besides its return, such as the crossing's completion_rate."""
         return self.env.metrics() if hasattr(self.env, "metrics") else {}
 
     def close(self) -> None:
@@ -773,7 +771,7 @@ class MultiAgentEnv:
 
 
 class Envs:
-    """The E = num_envs environments of a run side by side."""
+    """The E = num_envs parallel environments of a run."""
 
     def __init__(self, args: Args) -> None:
         self.envs = [make_env(args) for _ in range(args.num_envs)]
@@ -787,7 +785,7 @@ class Envs:
 
     def step(self, action: np.ndarray) -> Step:
         """Act in all environments: [E, N] integers, or [E, N, A] numbers in [-1, 1]."""
-        for env, part in zip(self.envs, action):  # all compute, then all are waited for
+        for env, part in zip(self.envs, action):  # simulators in processes compute at the same time
             env.send(part)
         self.steps = [env.receive() for env in self.envs]
         return self.stack()
@@ -860,7 +858,7 @@ def check_crossing(args: Args) -> None:
 
 
 def make_parallel(args: Args, film: bool) -> Any:
-    """An environment of PettingZoo: package/name is the module that has its parallel_env."""
+    """A PettingZoo environment: package/name is the module that defines its parallel_env."""
     package, _, name = args.env_id.replace("/", ".").rpartition(".")
     mode = {"render_mode": "rgb_array"} if film else {}
     try:
@@ -913,7 +911,7 @@ def random_action(env: MultiAgentEnv) -> Tensor:
 # [/shared]
 # [shared: run]
 class Run:
-    """What belongs to a run and not to its algorithm: folder, counters, logs and checkpoints.
+    """Everything about a run except its algorithm: folder, counters, logs and checkpoints.
 
     parts are the objects whose state_dict a checkpoint holds; "agent" is one of them.
     """
@@ -926,7 +924,7 @@ class Run:
         self.env_step = self.updates = self.signal = self.next_losses = 0
         self.episodes = [0] * args.num_envs  # finished episodes of each environment
         self.evaluations: list[float] = []  # mean returns
-        self.losses: dict[str, float] = {}  # the newest of each
+        self.losses: dict[str, float] = {}  # the latest value of each
         self.next_evaluation, self.seconds, self.wandb_id = math.inf, 0.0, uuid4().hex
         self.csv_bytes: dict[str, int] = {}  # lengths of the CSV files at the last checkpoint
         self.returns, self.lengths = np.zeros(args.num_envs), np.zeros(args.num_envs, int)
@@ -946,7 +944,7 @@ class Run:
         self.open_folder()
         self.tensorboard = SummaryWriter(str(self.folder), purge_step=self.env_step + 1)
         self.wandb = self.start_wandb() if args.track else None
-        hide = None if args.progress else True  # None hides it without a terminal
+        hide = None if args.progress else True  # None: tqdm hides it if there is no terminal
         total = args.total_timesteps
         self.bar = tqdm(total=total, initial=self.env_step, unit=" steps", disable=hide)
         for number in {signal.SIGINT, signal.SIGTERM, getattr(signal, "SIGHUP", signal.SIGINT)}:
@@ -968,7 +966,7 @@ class Run:
         if not args.resume and (self.folder / "checkpoint.pt").exists():
             fail(f"{self.folder} holds a run; --resume continues it, or give another --run-dir")
         for name in "episodes.csv", "evaluations.csv", "losses.csv":
-            path = self.folder / name  # without the rows that the checkpoint does not know
+            path = self.folder / name  # cut off the rows written after the checkpoint
             if path.exists():
                 os.truncate(path, min(path.stat().st_size, self.csv_bytes.get(name, 0)))
         settings = json.dumps(dataclasses.asdict(args), default=str, indent=2)
@@ -997,7 +995,7 @@ class Run:
         return self.stopped or self.env_step >= self.args.total_timesteps
 
     def elapsed(self) -> float:
-        """Seconds of training, in all parts of a resumed run."""
+        """Seconds of training so far, including those before the run was resumed."""
         return round(time.time() - self.start, 2)
 
     def episode_seeds(self) -> list[int | None]:
@@ -1005,7 +1003,7 @@ class Run:
         return [episode_seed(self.args.seed, i, n) for i, n in enumerate(self.episodes)]
 
     def check_finite(self, **quantities: Any) -> None:
-        """Exit before a number that is not finite is learned from or saved."""
+        """Exit if a number is not finite, before the agent learns from it or saves it."""
         check_finite(f"after step {self.env_step}", **quantities)
 
     def step(self, reward: np.ndarray, ended: np.ndarray, first: int = 0, steps: int = 1) -> None:
@@ -1026,7 +1024,7 @@ class Run:
         """Check that the losses are finite, and log them every thousand steps."""
         self.losses |= {name: float(loss) for name, loss in losses.items()}
         self.check_finite(**self.losses)
-        # The first row comes after 1000 steps of learning, when there is a value of every loss.
+        # The first row comes after 1000 steps of learning, when every loss has a value.
         self.next_losses = self.next_losses or self.env_step + 1_000
         if self.env_step >= self.next_losses or self.finished:
             self.next_losses = self.env_step + 1_000
@@ -1035,7 +1033,7 @@ class Run:
             self.log(losses=self.losses, charts={"SPS": steps / max(seconds, 0.01)})
 
     def evaluate_if_due(self, evaluate: Callable[[], dict[str, Any]]) -> None:
-        """Log what evaluate returns, and keep the best agent in best.pt."""
+        """If an evaluation is due, run it, log its result, and keep the best agent in best.pt."""
         if self.signal or (self.env_step < self.next_evaluation and not self.finished):
             return
         with contextlib.suppress(KeyboardInterrupt):  # raised by interrupt
@@ -1058,7 +1056,7 @@ class Run:
         self.stopped = goal is not None and len(last) == 3 and min(last) >= goal
 
     def save_if_due(self, episode_ended: bool = True) -> None:
-        """Save if due; wait for the end of an episode if one comes soon: a run resumes at one."""
+        """Save if due, preferably when an episode ended: a resumed run begins a new episode."""
         signalled, steps = self.signal, self.env_step - self.saved_at
         due = steps >= self.args.save_interval * (1 if episode_ended else 2)
         if due or signalled or self.finished:
@@ -1066,7 +1064,7 @@ class Run:
             self.saved_at, self.done = self.env_step, bool(signalled) or self.finished
 
     def save(self, name: str, **parts: Any) -> None:
-        """Write a file beside its place, then rename it: a kill leaves the old file or the new."""
+        """Write a temporary file, then rename it: a kill leaves the old file or the new one."""
         self.check_finite(weights=[float(p.detach().sum()) for p in parts["agent"].parameters()])
         unset = dict.fromkeys(("resume", "evaluate", "run_dir"))
         self.csv_bytes = {path.name: path.stat().st_size for path in self.folder.glob("*.csv")}
@@ -1086,9 +1084,9 @@ class Run:
                 torch.save(state, file)
                 os.fsync(file.fileno())
             temporary.replace(path)
-        except (OSError, RuntimeError) as error:  # RuntimeError is torch's for a full disk
+        except (OSError, RuntimeError) as error:  # torch raises RuntimeError if the disk is full
             temporary.unlink(missing_ok=True)
-            fail(f"cannot write {path} ({error}); the checkpoint before it is kept", code=1)
+            fail(f"cannot write {path} ({error}); the previous checkpoint is kept", code=1)
 
     def write_row(self, name: str, values: dict[str, Any]) -> None:
         """Append a row to a CSV file of the run folder."""
@@ -1111,12 +1109,12 @@ class Run:
         """At a signal, let the run save at its next step and end; at a second one, end at once."""
         self.signal = number
         signal.signal(number, signal.SIG_DFL)
-        say(f"{SCRIPT}: saving at the next step; once more to end at once", sys.stderr)
+        say(f"{SCRIPT}: saving at the next step; interrupt again to end at once", sys.stderr)
         if self.evaluating:
             raise KeyboardInterrupt
 
     def close(self) -> Path:
-        """Say that the run is done; or how to resume it, and exit as the signal does."""
+        """Say that the run is done, or how to resume it and exit with the signal's code."""
         self.bar.close()
         self.tensorboard.close()
         self.lock.release()
@@ -1136,12 +1134,12 @@ def episode_seed(*numbers: int) -> int:
 
 
 def check_finite(when: str, **quantities: Any) -> None:
-    """Exit before a number is used that is not finite, or beyond what float32 can hold."""
+    """Exit if a number is not finite, or too large for float32."""
     for name, value in quantities.items():
         numbers = np.ravel(value)
         finite = np.abs(numbers) < np.finfo(np.float32).max  # false for nan
         if not finite.all():
-            what = f"{name.replace('_', ' ')} {when}: {numbers[~finite][0]} is no finite float32"
+            what = f"{name.replace('_', ' ')} {when}: {numbers[~finite][0]} is not a finite float32"
             fail(f"{what}; the last checkpoint is kept", code=1)
 
 
@@ -1174,15 +1172,15 @@ def save_video(frames: list, fps: int, args: Args, env_step: int) -> None:
 
 
 def start_torch(args: Args) -> None:
-    """Seed PyTorch, and choose the device and the precision of float32 products."""
+    """Seed PyTorch, and choose the device and the precision of float32 matrix products."""
     torch.manual_seed(args.seed)
-    np.seterr(over="ignore")  # beyond float32 becomes infinite, which check_finite refuses
+    np.seterr(over="ignore")  # too large for float32 becomes infinite; check_finite exits
     if args.device == "cuda" and not torch.cuda.is_available():
         fail("--device is cuda, but PyTorch finds no GPU here; use --device cpu")
     if args.device == "auto":
         args.device = "cuda" if torch.cuda.is_available() else "cpu"
     torch.backends.cudnn.deterministic = args.torch_deterministic
-    # oneDNN on a CPU: twice as fast as MKL on Zen 5, as fast on Zen 4. TF32 on a GPU.
+    # On a CPU, oneDNN: twice as fast as MKL on Zen 5, equally fast on Zen 4. On a GPU, TF32.
     torch.set_float32_matmul_precision("medium")
 
 
@@ -1194,19 +1192,19 @@ def compiled(function: Callable, args: Args) -> Callable:
         return function
     torch._dynamo.config.trace_autograd_ops = True  # allows torch.autograd.grad in a graph
     options: dict[str, Any] = {
-        "cpp_wrapper": args.device == "cpu",  # half the time to compile, and faster calls
-        "fallback_random": True,  # the random numbers of the uncompiled function
+        "cpp_wrapper": args.device == "cpu",  # compiles in half the time, and calls are faster
+        "fallback_random": True,  # same random numbers as the uncompiled function
     }
     try:
         torch.compile(torch.sin, options=options)(torch.zeros(1, device=args.device))
-    except Exception as error:  # whatever a compiler that does not work here raises
+    except Exception as error:  # a broken compiler may raise anything
         reason = str(error).strip().split("\n")[0]
         say(f"{SCRIPT}: cannot compile here, so learning is slower: {reason}", sys.stderr)
         return function
     say("compiling at the first use: up to a minute, and a few seconds in later runs")
-    # Do not check the modules for changes at every call, which takes 3% of an update: only their
-    # tensors change, and these are inputs of the graph. So that a second agent does not run the
-    # graph of the first, isolate_recompiles gives each its own.
+    # Skip the check at every call whether modules changed, which takes 3% of an update: only their
+    # tensors change, and these are inputs of the graph. isolate_recompiles gives each agent a graph
+    # of its own; otherwise a second agent would run the graph of the first.
     options["guard_filter_fn"] = torch.compiler.skip_guard_on_all_nn_modules_unsafe
     settings: dict[str, Any] = {"fullgraph": True, "isolate_recompiles": True, "options": options}
     return torch.compile(function, **settings)
@@ -1233,13 +1231,13 @@ def fail(message: str, code: int = 2) -> NoReturn:
 
 
 def load_checkpoint(path: Path) -> dict[str, Any]:
-    """Read a checkpoint. weights_only: a file from a stranger runs no code."""
+    """Read a checkpoint. With weights_only, a file from a stranger runs no code."""
     try:
         checkpoint = torch.load(path, map_location="cpu", weights_only=True)
         script = checkpoint["script"]
     except (FileNotFoundError, NotADirectoryError):
         fail(f"there is no {path}; give a run folder that holds one, such as runs/Pendulum-v1__...")
-    except Exception as error:  # what a damaged or malicious file raises is open-ended
+    except Exception as error:  # a damaged or malicious file may raise anything
         reason = str(error).split("\n")[0]
         fail(f"{path} is damaged or not a checkpoint, and nothing in it was run ({reason})")
     if script != SCRIPT:
@@ -1248,13 +1246,13 @@ def load_checkpoint(path: Path) -> dict[str, Any]:
 
 
 def read_flags() -> tuple[Args, dict[str, Any] | None]:
-    """The flags, and the checkpoint of --resume or --evaluate, which sets those not given."""
+    """The flags, and the checkpoint of --resume or --evaluate, which sets the flags not given."""
     parser = argparse.ArgumentParser(add_help=False, allow_abbrev=False)
-    for flag in "--resume", "--evaluate", "--run-dir":  # read first: they set the others' defaults
+    for flag in "--resume", "--evaluate", "--run-dir":  # read first: a checkpoint sets the defaults
         parser.add_argument(flag)
     given, _ = parser.parse_known_args()
     if sum(value is not None for value in vars(given).values()) > 1:
-        fail("give one of --resume, --evaluate and --run-dir: the first two name a run themselves")
+        fail("give only one of --resume, --evaluate and --run-dir: the first two name a run folder")
     saved, checkpoint = Args(), None
     if given.resume or given.evaluate not in (None, *typing.get_args(Baseline)):
         path = Path(given.resume or given.evaluate)
@@ -1289,7 +1287,7 @@ def read_flags() -> tuple[Args, dict[str, Any] | None]:
 
 def main() -> None:
     """Train or evaluate, as the flags say."""
-    for name in ("stdout", "stderr"):  # a closed stream, or one that cannot show all characters
+    for name in ("stdout", "stderr"):  # a stream may be closed, or not show all characters
         setattr(sys, name, getattr(sys, name) or Path(os.devnull).open("w"))
         getattr(sys, name).reconfigure(errors="backslashreplace")
     try:
@@ -1303,7 +1301,7 @@ def main() -> None:
     except OSError as error:  # a full disk, a folder without write permission
         fail(str(error), code=1)
     except RuntimeError as error:
-        if "loading state_dict" not in str(error):  # PyTorch's words for networks that do not fit
+        if "loading state_dict" not in str(error):  # PyTorch's message for other sizes
             raise
         fail("the checkpoint has other networks: " + str(error).split("\n")[1].strip())
     say(

@@ -2,13 +2,13 @@
 
 A policy plays a number of steps in many games at once. Then actions that led to more reward than
 expected are made more probable, and the others less probable. Each step is used several times,
-which is sound only near the policy that played: a clipped objective removes the incentive to change
-the probability of an action by more than a tenth.
+which is valid only while the policy stays close to the one that played. So a clipped objective
+removes the incentive to change the probability of an action by more than a tenth.
 
     play       T steps of N games, and store (s, a, log π_old(a|s), r, V(s))
     advantage  A = Σ (γλ)^k δ_k,  δ = r + γ (1 - terminated) V(s') - V(s)
-    learn      for several epochs, in shuffled minibatches: with r = π(a|s) / π_old(a|s),
-               maximise min(r A, clip(r, 1 - ε, 1 + ε) A), and fit V(s) to A + V(s)
+    learn      for several epochs, in shuffled minibatches: with ratio = π(a|s) / π_old(a|s),
+               maximise min(ratio A, clip(ratio, 1 - ε, 1 + ε) A), and fit V(s) to A + V_old(s)
 
 Paper:  Schulman et al. 2017, Proximal Policy Optimization Algorithms, arXiv:1707.06347
 Run:    python ppo_atari.py --env-id ALE/Pong-v5
@@ -75,32 +75,32 @@ class Args:
 
     # Learning. The defaults are those of OpenAI's code, which differ slightly from the paper's.
     num_steps: PositiveInt = 128  # steps of every game per rollout
-    num_minibatches: PositiveInt = 4  # parts of a rollout; an update learns from one
+    num_minibatches: PositiveInt = 4  # minibatches per rollout; an update learns from one
     update_epochs: PositiveInt = 4  # passes over a rollout
     learning_rate: NonNegativeFloat = 2.5e-4  # of Adam
     anneal_lr: bool = True  # anneal the learning rate linearly to 0 over the run
-    gamma: Fraction = 0.99  # discount per step
-    gae_lambda: Fraction = 0.95  # 0: advantages from one step, biased; 1: from all, high variance
-    clip_coef: NonNegativeFloat = 0.1  # the objective is flat where |ratio - 1| exceeds this
+    gamma: Fraction = 0.99  # discount factor
+    gae_lambda: Fraction = 0.95  # 0: one-step advantages, biased; 1: from all steps, high variance
+    clip_coef: NonNegativeFloat = 0.1  # ε: no gain from moving the ratio further than this from 1
     clip_value_loss: bool = True  # clip the change of the value likewise, as OpenAI's code does
     norm_advantage: bool = True  # scale advantages to mean 0, standard deviation 1 per minibatch
     value_coef: NonNegativeFloat = 0.5  # weight of the value loss
     entropy_coef: NonNegativeFloat = 0.01  # weight of the entropy bonus
     max_grad_norm: NonNegativeFloat = 0.5  # gradients are scaled down to this norm
-    target_kl: NonNegativeFloat | None = None  # skip the epochs left once the policy moved this far
+    target_kl: NonNegativeFloat | None = None  # skip the remaining epochs if approx_kl exceeds it
 
-    # Evaluation: whole games and raw scores, whatever is truncated or clipped for learning
+    # Evaluation: whole games and raw scores, also where learning ends or clips them
     eval_interval: PositiveInt = 500_000  # steps between evaluations
     eval_episodes: PositiveInt = 10  # games per evaluation, in parallel
     greedy_eval: bool = False  # play the most probable action instead of sampling one
     stop_at_return: float | None = None  # stop when the last 3 evaluations all reach it
     capture_video: bool = False  # film the first game of every evaluation
-    evaluate: Baseline | Path | None = None  # evaluate only: one of these, a run folder, a .pt file
+    evaluate: Baseline | Path | None = None  # only evaluate a baseline, a run folder or a .pt file
 
     # Run folder
     run_dir: Path | None = None  # default: runs/{env_id}__{exp_name}__{seed}__{time}
     exp_name: str = SCRIPT  # part of the folder's name
-    resume: Path | None = None  # run folder to resume; other flags given here replace its own
+    resume: Path | None = None  # run folder to resume; flags given here override the saved ones
     save_interval: PositiveInt = 100_000  # steps between checkpoints
     progress: bool = True  # progress bar, if there is a terminal
     track: bool = False  # log to Weights & Biases as well
@@ -124,8 +124,8 @@ class AtariGames:
     """N games in ALE's vector environment, preprocessed as for DQN (Mnih et al. 2015).
 
     Each action is held for four frames. The pixelwise maximum of the last two makes one grey image,
-    since some games draw an object in every second frame only; an observation is the last four.
-    A game begins with up to 30 no-ops, then with the fire button if it waits for that.
+    since some games draw an object in every second frame only. An observation is four such images.
+    A game begins with up to 30 no-ops, and then the fire button if the game waits for it.
     """
 
     obs: Tensor  # [N, 84, 84, 4] uint8, contiguous; in colour [N, 210, 160, 3, 4]
@@ -136,7 +136,7 @@ class AtariGames:
         self.num_actions = len(self.envs.ale.get_action_set())
 
     def begin(self, *seed: int) -> None:
-        """Begin all games, with seeds that follow from the given numbers."""
+        """Begin all games, with seeds derived from the given numbers."""
         seeds = np.random.default_rng(seed).integers(2**31, size=self.num_envs)
         self.reset(np.ones(self.num_envs, bool), seeds)
 
@@ -146,7 +146,7 @@ class AtariGames:
             self.observe(*self.envs.reset(seed=seeds, options={"reset_mask": ended}))
 
     def step(self, action: Tensor) -> tuple[np.ndarray, np.ndarray, np.ndarray, np.ndarray]:
-        """Play action [N]; returns the raw reward, terminated, truncated, life_lost, each [N]."""
+        """Take action [N]; returns the raw reward, terminated, truncated, life_lost, each [N]."""
         lives = self.lives
         obs, reward, terminated, truncated, info = self.envs.step(action.cpu().numpy())
         self.observe(obs, info)
@@ -175,7 +175,7 @@ class Features(nn.Module):
             orthogonal(nn.Linear(64 * 7 * 7, 512)),
             nn.ReLU(),
         )
-        # Convolutions are several times faster with the channels of a pixel side by side in memory.
+        # Convolutions are several times faster with the channels of a pixel next to each other.
         self.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
 
     def forward(self, obs: Tensor) -> Tensor:
@@ -215,14 +215,14 @@ def advantages(
 ) -> Tensor:
     """Generalised advantage estimation (Schulman et al. 2016, equation 16), all [T, N].
 
-    next_value is the value of the observation that the action led to, at the end of an episode its
-    last. ended is 1 where an episode was terminated or truncated: there the sum stops.
+    next_value is the value of the observation after the action: at the end of an episode, of its
+    last observation. ended is 1 where an episode terminated or was truncated: there the sum stops.
     """
     delta = reward + args.gamma * (1 - terminated) * next_value - value  # δ = r + γ V(s') - V(s)
-    advantage, later = torch.zeros_like(delta), torch.zeros_like(delta[0])
+    advantage, gae = torch.zeros_like(delta), torch.zeros_like(delta[0])
     for t in reversed(range(len(delta))):
-        later = delta[t] + args.gamma * args.gae_lambda * (1 - ended[t]) * later  # A = δ + γ λ A'
-        advantage[t] = later
+        gae = delta[t] + args.gamma * args.gae_lambda * (1 - ended[t]) * gae  # A = δ + γ λ A'
+        advantage[t] = gae
     return advantage
 
 
@@ -236,7 +236,7 @@ class Rollout:
         self.action = torch.zeros(shape, dtype=torch.int64, device=device)
         self.log_prob, self.value, self.next_value = torch.zeros(3, *shape, device=device)
         self.reward = np.zeros(shape, np.float32)  # raw
-        self.terminated, self.over = np.zeros((2, *shape), bool)  # over: the whole game
+        self.terminated, self.over = np.zeros((2, *shape), bool)  # over: the game ended
 
     @torch.no_grad()
     def collect(self, games: AtariGames, act: Callable, args: Args) -> None:
@@ -325,7 +325,7 @@ class Agent(nn.Module):
     def step(self, grads: list[Tensor]) -> None:
         """A step of the optimizer, with gradients scaled down to a norm of max_grad_norm."""
         for param, grad in zip(self.parameters(), grads):
-            # Fused Adam pairs elements by their place in memory, so both need the same layout.
+            # Fused Adam pairs elements by memory position: a gradient needs its weight's layout.
             param.grad = torch.empty_like(param).copy_(grad)
         nn.utils.clip_grad_norm_(self.parameters(), self.args.max_grad_norm)
         self.optimizer.step()
@@ -336,7 +336,7 @@ class Agent(nn.Module):
         self.optimizer.param_groups[0]["lr"] = self.args.learning_rate * left
 
     def player(self, num_games: int) -> Callable[[Tensor], Tensor]:
-        """The policy in num_games new games: obs [N, 84, 84, 4] -> logits [N, A]."""
+        """The policy for num_games new games: obs [N, 84, 84, 4] -> logits [N, A]."""
         return lambda obs: self.net(obs)[0]
 
 
@@ -374,7 +374,7 @@ def train(args: Args, checkpoint: dict[str, Any] | None = None) -> Path:
             if args.target_kl is not None and ranks.mean([losses["approx_kl"]])[0] > args.target_kl:
                 break
 
-        # After learning, which must see the observations as acting did
+        # Only now, since learning must normalise observations as acting did
         agent.net.features.standardise.update(data.obs[..., -1], ranks.mean)
         losses = {name: torch.stack([log[name] for log in logs]).mean() for name in losses}
         unexplained = (data.returns - data.value).var() / data.returns.var().clamp(min=1e-8)
@@ -431,10 +431,10 @@ def make_envs(args: Args, num_envs: int, colour: bool) -> AtariVectorEnv:
     gym.register_envs(ale_py)
     try:
         spec = gym.spec(args.env_id)
-    except gym.error.Error as error:  # names what is near
+    except gym.error.Error as error:  # Gymnasium's names similar ids
         fail(f"cannot make {args.env_id}: {error}")
     if spec.namespace != "ALE":
-        fail(f"{args.env_id} is not one of ALE's games; {SCRIPT} plays those, as ALE/Pong-v5")
+        fail(f"{args.env_id} is no game of ALE; {SCRIPT} plays only those, such as ALE/Pong-v5")
     ale_py.ALEInterface.setLoggerMode(ale_py.LoggerMode.Error)
     return AtariVectorEnv(
         spec.kwargs["game"],
@@ -453,7 +453,7 @@ def make_envs(args: Args, num_envs: int, colour: bool) -> AtariVectorEnv:
 # [/shared]
 # [shared: orthogonal]
 def orthogonal(layer: nn.Conv2d | nn.Linear, gain: float = math.sqrt(2)) -> nn.Module:
-    """Initialise a layer as is usual for on-policy learning; sqrt(2) suits a ReLU after it."""
+    """Orthogonal weights, zero biases: usual for on-policy learning. sqrt(2) suits ReLU."""
     nn.init.orthogonal_(layer.weight, gain)
     nn.init.constant_(layer.bias, 0.0)  # type: ignore[arg-type]
     return layer
@@ -462,22 +462,22 @@ def orthogonal(layer: nn.Conv2d | nn.Linear, gain: float = math.sqrt(2)) -> nn.M
 # [/shared]
 # [shared: standardise]
 class Standardise(nn.Module):
-    """Subtract from each pixel its mean, and divide by the standard deviation of all pixels.
+    """Subtract each pixel's mean, and divide by one standard deviation for all pixels.
 
-    Both are running statistics of all frames played. With pixels / 255, as is usual, the constant
-    background makes up most of the features (Burda et al. 2019, arXiv:1810.12894, section 2.4,
-    divides each pixel by a standard deviation of its own).
+    Both are running statistics of all frames played. With the usual pixels / 255, the constant
+    background dominates the features. Burda et al. 2019 (arXiv:1810.12894, section 2.4) do the
+    same with a standard deviation for each pixel.
     """
 
     def __init__(self, args: Args) -> None:
         super().__init__()
         self.enabled = args.norm_obs
-        # These values give pixels / 255 until the first update. The mean is the same in all four
-        # frames; it is stored for each, to have their layout in memory.
+        # These values give pixels / 255 until the first update. The mean is the same for all four
+        # frames of an observation; it is stored four times to match their memory layout.
         self.mean = nn.Buffer(torch.zeros(1, 4, 84, 84))
         self.std = nn.Buffer(torch.tensor(255.0))
         self.square = nn.Buffer(torch.zeros(()))  # the mean square of all pixels
-        self.updates = nn.Buffer(torch.zeros(()))  # all have the same weight
+        self.updates = nn.Buffer(torch.zeros(()))  # each counts equally in the mean
 
     def forward(self, obs: Tensor) -> Tensor:
         return (obs - self.mean) / self.std
@@ -500,7 +500,7 @@ class Ranks:
     """The processes that torchrun started, one per GPU; without torchrun, this one alone.
 
     Each plays its share of the games and learns from its share of every minibatch. Gradients are
-    averaged before they are clipped, so that all make the update of a single process. Rank 0 writes
+    averaged before they are clipped, so the update equals that of a single process. Rank 0 writes
     the run folder; the other ranks write to temporary folders.
     """
 
@@ -509,9 +509,8 @@ class Ranks:
         self.size = int(os.environ.get("WORLD_SIZE", 1))
         if self.size == 1:
             return
-        if args.num_envs % self.size or args.num_envs * args.num_steps % (
-            self.size * args.num_minibatches
-        ):
+        steps, parts = args.num_envs * args.num_steps, self.size * args.num_minibatches
+        if args.num_envs % self.size or steps % parts:
             fail(f"--num-envs is {args.num_envs}; {self.size} processes cannot share that evenly")
         if args.device == "cuda":
             torch.cuda.set_device(int(os.environ["LOCAL_RANK"]))
@@ -537,12 +536,12 @@ class Ranks:
         return [part.view_as(tensor) for part, tensor in zip(parts, tensors)]
 
     def share(self, run: Run, reward: np.ndarray, over: np.ndarray) -> tuple[np.ndarray, ...]:
-        """Rewards and ends [T, N] of the games of all ranks. A signal to one is a signal to all."""
+        """Rewards and ends [T, N] of all ranks' games. A signal to one rank is a signal to all."""
         if self.size == 1:
             return reward, over
-        everybody: list[Any] = [None] * self.size
-        dist.all_gather_object(everybody, (reward, over, run.signal))
-        *games, signals = zip(*everybody)
+        gathered: list[Any] = [None] * self.size
+        dist.all_gather_object(gathered, (reward, over, run.signal))
+        *games, signals = zip(*gathered)
         run.signal = max(run.signal, *signals)
         return tuple(np.concatenate(part, axis=1) for part in games)
 
@@ -560,7 +559,7 @@ class Ranks:
 
 
 def normalised(advantage: Tensor, ranks: Ranks) -> Tensor:
-    """Mean 0 and standard deviation 1 over the minibatch, of which each rank has a part."""
+    """Advantages with mean 0 and standard deviation 1 over the minibatch of all ranks."""
     mean, square = ranks.mean([advantage.mean(), advantage.square().mean()])
     count = advantage.numel() * ranks.size
     std = ((square - mean.square()) * count / (count - 1)).clamp(min=0).sqrt()
@@ -577,7 +576,7 @@ def play(args: Args, checkpoint: dict[str, Any] | None) -> dict[str, float]:
         agent.load_state_dict(checkpoint["agent"])
     policy = agent.player(args.eval_episodes)
     if args.evaluate == "random":
-        args.greedy_eval = False  # of equal logits none is the largest
+        args.greedy_eval = False  # the argmax of equal logits is always action 0
         policy = lambda obs: torch.zeros(len(obs), num_actions, device=obs.device)  # noqa: E731
     return evaluate(policy, args, checkpoint["run"]["env_step"] if checkpoint else 0)
 
@@ -585,7 +584,7 @@ def play(args: Args, checkpoint: dict[str, Any] | None) -> dict[str, float]:
 # [/shared]
 # [shared: run]
 class Run:
-    """What belongs to a run and not to its algorithm: folder, counters, logs and checkpoints.
+    """Everything about a run except its algorithm: folder, counters, logs and checkpoints.
 
     parts are the objects whose state_dict a checkpoint holds; "agent" is one of them.
     """
@@ -598,7 +597,7 @@ class Run:
         self.env_step = self.updates = self.signal = self.next_losses = 0
         self.episodes = [0] * args.num_envs  # finished episodes of each environment
         self.evaluations: list[float] = []  # mean returns
-        self.losses: dict[str, float] = {}  # the newest of each
+        self.losses: dict[str, float] = {}  # the latest value of each
         self.next_evaluation, self.seconds, self.wandb_id = math.inf, 0.0, uuid4().hex
         self.csv_bytes: dict[str, int] = {}  # lengths of the CSV files at the last checkpoint
         self.returns, self.lengths = np.zeros(args.num_envs), np.zeros(args.num_envs, int)
@@ -618,7 +617,7 @@ class Run:
         self.open_folder()
         self.tensorboard = SummaryWriter(str(self.folder), purge_step=self.env_step + 1)
         self.wandb = self.start_wandb() if args.track else None
-        hide = None if args.progress else True  # None hides it without a terminal
+        hide = None if args.progress else True  # None: tqdm hides it if there is no terminal
         total = args.total_timesteps
         self.bar = tqdm(total=total, initial=self.env_step, unit=" steps", disable=hide)
         for number in {signal.SIGINT, signal.SIGTERM, getattr(signal, "SIGHUP", signal.SIGINT)}:
@@ -640,7 +639,7 @@ class Run:
         if not args.resume and (self.folder / "checkpoint.pt").exists():
             fail(f"{self.folder} holds a run; --resume continues it, or give another --run-dir")
         for name in "episodes.csv", "evaluations.csv", "losses.csv":
-            path = self.folder / name  # without the rows that the checkpoint does not know
+            path = self.folder / name  # cut off the rows written after the checkpoint
             if path.exists():
                 os.truncate(path, min(path.stat().st_size, self.csv_bytes.get(name, 0)))
         settings = json.dumps(dataclasses.asdict(args), default=str, indent=2)
@@ -669,7 +668,7 @@ class Run:
         return self.stopped or self.env_step >= self.args.total_timesteps
 
     def elapsed(self) -> float:
-        """Seconds of training, in all parts of a resumed run."""
+        """Seconds of training so far, including those before the run was resumed."""
         return round(time.time() - self.start, 2)
 
     def episode_seeds(self) -> list[int | None]:
@@ -677,7 +676,7 @@ class Run:
         return [episode_seed(self.args.seed, i, n) for i, n in enumerate(self.episodes)]
 
     def check_finite(self, **quantities: Any) -> None:
-        """Exit before a number that is not finite is learned from or saved."""
+        """Exit if a number is not finite, before the agent learns from it or saves it."""
         check_finite(f"after step {self.env_step}", **quantities)
 
     def step(self, reward: np.ndarray, ended: np.ndarray, first: int = 0, steps: int = 1) -> None:
@@ -698,7 +697,7 @@ class Run:
         """Check that the losses are finite, and log them every thousand steps."""
         self.losses |= {name: float(loss) for name, loss in losses.items()}
         self.check_finite(**self.losses)
-        # The first row comes after 1000 steps of learning, when there is a value of every loss.
+        # The first row comes after 1000 steps of learning, when every loss has a value.
         self.next_losses = self.next_losses or self.env_step + 1_000
         if self.env_step >= self.next_losses or self.finished:
             self.next_losses = self.env_step + 1_000
@@ -707,7 +706,7 @@ class Run:
             self.log(losses=self.losses, charts={"SPS": steps / max(seconds, 0.01)})
 
     def evaluate_if_due(self, evaluate: Callable[[], dict[str, Any]]) -> None:
-        """Log what evaluate returns, and keep the best agent in best.pt."""
+        """If an evaluation is due, run it, log its result, and keep the best agent in best.pt."""
         if self.signal or (self.env_step < self.next_evaluation and not self.finished):
             return
         with contextlib.suppress(KeyboardInterrupt):  # raised by interrupt
@@ -730,7 +729,7 @@ class Run:
         self.stopped = goal is not None and len(last) == 3 and min(last) >= goal
 
     def save_if_due(self, episode_ended: bool = True) -> None:
-        """Save if due; wait for the end of an episode if one comes soon: a run resumes at one."""
+        """Save if due, preferably when an episode ended: a resumed run begins a new episode."""
         signalled, steps = self.signal, self.env_step - self.saved_at
         due = steps >= self.args.save_interval * (1 if episode_ended else 2)
         if due or signalled or self.finished:
@@ -738,7 +737,7 @@ class Run:
             self.saved_at, self.done = self.env_step, bool(signalled) or self.finished
 
     def save(self, name: str, **parts: Any) -> None:
-        """Write a file beside its place, then rename it: a kill leaves the old file or the new."""
+        """Write a temporary file, then rename it: a kill leaves the old file or the new one."""
         self.check_finite(weights=[float(p.detach().sum()) for p in parts["agent"].parameters()])
         unset = dict.fromkeys(("resume", "evaluate", "run_dir"))
         self.csv_bytes = {path.name: path.stat().st_size for path in self.folder.glob("*.csv")}
@@ -758,9 +757,9 @@ class Run:
                 torch.save(state, file)
                 os.fsync(file.fileno())
             temporary.replace(path)
-        except (OSError, RuntimeError) as error:  # RuntimeError is torch's for a full disk
+        except (OSError, RuntimeError) as error:  # torch raises RuntimeError if the disk is full
             temporary.unlink(missing_ok=True)
-            fail(f"cannot write {path} ({error}); the checkpoint before it is kept", code=1)
+            fail(f"cannot write {path} ({error}); the previous checkpoint is kept", code=1)
 
     def write_row(self, name: str, values: dict[str, Any]) -> None:
         """Append a row to a CSV file of the run folder."""
@@ -783,12 +782,12 @@ class Run:
         """At a signal, let the run save at its next step and end; at a second one, end at once."""
         self.signal = number
         signal.signal(number, signal.SIG_DFL)
-        say(f"{SCRIPT}: saving at the next step; once more to end at once", sys.stderr)
+        say(f"{SCRIPT}: saving at the next step; interrupt again to end at once", sys.stderr)
         if self.evaluating:
             raise KeyboardInterrupt
 
     def close(self) -> Path:
-        """Say that the run is done; or how to resume it, and exit as the signal does."""
+        """Say that the run is done, or how to resume it and exit with the signal's code."""
         self.bar.close()
         self.tensorboard.close()
         self.lock.release()
@@ -808,12 +807,12 @@ def episode_seed(*numbers: int) -> int:
 
 
 def check_finite(when: str, **quantities: Any) -> None:
-    """Exit before a number is used that is not finite, or beyond what float32 can hold."""
+    """Exit if a number is not finite, or too large for float32."""
     for name, value in quantities.items():
         numbers = np.ravel(value)
         finite = np.abs(numbers) < np.finfo(np.float32).max  # false for nan
         if not finite.all():
-            what = f"{name.replace('_', ' ')} {when}: {numbers[~finite][0]} is no finite float32"
+            what = f"{name.replace('_', ' ')} {when}: {numbers[~finite][0]} is not a finite float32"
             fail(f"{what}; the last checkpoint is kept", code=1)
 
 
@@ -846,15 +845,15 @@ def save_video(frames: list, fps: int, args: Args, env_step: int) -> None:
 
 
 def start_torch(args: Args) -> None:
-    """Seed PyTorch, and choose the device and the precision of float32 products."""
+    """Seed PyTorch, and choose the device and the precision of float32 matrix products."""
     torch.manual_seed(args.seed)
-    np.seterr(over="ignore")  # beyond float32 becomes infinite, which check_finite refuses
+    np.seterr(over="ignore")  # too large for float32 becomes infinite; check_finite exits
     if args.device == "cuda" and not torch.cuda.is_available():
         fail("--device is cuda, but PyTorch finds no GPU here; use --device cpu")
     if args.device == "auto":
         args.device = "cuda" if torch.cuda.is_available() else "cpu"
     torch.backends.cudnn.deterministic = args.torch_deterministic
-    # oneDNN on a CPU: twice as fast as MKL on Zen 5, as fast on Zen 4. TF32 on a GPU.
+    # On a CPU, oneDNN: twice as fast as MKL on Zen 5, equally fast on Zen 4. On a GPU, TF32.
     torch.set_float32_matmul_precision("medium")
 
 
@@ -866,19 +865,19 @@ def compiled(function: Callable, args: Args) -> Callable:
         return function
     torch._dynamo.config.trace_autograd_ops = True  # allows torch.autograd.grad in a graph
     options: dict[str, Any] = {
-        "cpp_wrapper": args.device == "cpu",  # half the time to compile, and faster calls
-        "fallback_random": True,  # the random numbers of the uncompiled function
+        "cpp_wrapper": args.device == "cpu",  # compiles in half the time, and calls are faster
+        "fallback_random": True,  # same random numbers as the uncompiled function
     }
     try:
         torch.compile(torch.sin, options=options)(torch.zeros(1, device=args.device))
-    except Exception as error:  # whatever a compiler that does not work here raises
+    except Exception as error:  # a broken compiler may raise anything
         reason = str(error).strip().split("\n")[0]
         say(f"{SCRIPT}: cannot compile here, so learning is slower: {reason}", sys.stderr)
         return function
     say("compiling at the first use: up to a minute, and a few seconds in later runs")
-    # Do not check the modules for changes at every call, which takes 3% of an update: only their
-    # tensors change, and these are inputs of the graph. So that a second agent does not run the
-    # graph of the first, isolate_recompiles gives each its own.
+    # Skip the check at every call whether modules changed, which takes 3% of an update: only their
+    # tensors change, and these are inputs of the graph. isolate_recompiles gives each agent a graph
+    # of its own; otherwise a second agent would run the graph of the first.
     options["guard_filter_fn"] = torch.compiler.skip_guard_on_all_nn_modules_unsafe
     settings: dict[str, Any] = {"fullgraph": True, "isolate_recompiles": True, "options": options}
     return torch.compile(function, **settings)
@@ -905,13 +904,13 @@ def fail(message: str, code: int = 2) -> NoReturn:
 
 
 def load_checkpoint(path: Path) -> dict[str, Any]:
-    """Read a checkpoint. weights_only: a file from a stranger runs no code."""
+    """Read a checkpoint. With weights_only, a file from a stranger runs no code."""
     try:
         checkpoint = torch.load(path, map_location="cpu", weights_only=True)
         script = checkpoint["script"]
     except (FileNotFoundError, NotADirectoryError):
         fail(f"there is no {path}; give a run folder that holds one, such as runs/Pendulum-v1__...")
-    except Exception as error:  # what a damaged or malicious file raises is open-ended
+    except Exception as error:  # a damaged or malicious file may raise anything
         reason = str(error).split("\n")[0]
         fail(f"{path} is damaged or not a checkpoint, and nothing in it was run ({reason})")
     if script != SCRIPT:
@@ -920,13 +919,13 @@ def load_checkpoint(path: Path) -> dict[str, Any]:
 
 
 def read_flags() -> tuple[Args, dict[str, Any] | None]:
-    """The flags, and the checkpoint of --resume or --evaluate, which sets those not given."""
+    """The flags, and the checkpoint of --resume or --evaluate, which sets the flags not given."""
     parser = argparse.ArgumentParser(add_help=False, allow_abbrev=False)
-    for flag in "--resume", "--evaluate", "--run-dir":  # read first: they set the others' defaults
+    for flag in "--resume", "--evaluate", "--run-dir":  # read first: a checkpoint sets the defaults
         parser.add_argument(flag)
     given, _ = parser.parse_known_args()
     if sum(value is not None for value in vars(given).values()) > 1:
-        fail("give one of --resume, --evaluate and --run-dir: the first two name a run themselves")
+        fail("give only one of --resume, --evaluate and --run-dir: the first two name a run folder")
     saved, checkpoint = Args(), None
     if given.resume or given.evaluate not in (None, *typing.get_args(Baseline)):
         path = Path(given.resume or given.evaluate)
@@ -961,7 +960,7 @@ def read_flags() -> tuple[Args, dict[str, Any] | None]:
 
 def main() -> None:
     """Train or evaluate, as the flags say."""
-    for name in ("stdout", "stderr"):  # a closed stream, or one that cannot show all characters
+    for name in ("stdout", "stderr"):  # a stream may be closed, or not show all characters
         setattr(sys, name, getattr(sys, name) or Path(os.devnull).open("w"))
         getattr(sys, name).reconfigure(errors="backslashreplace")
     try:
@@ -975,7 +974,7 @@ def main() -> None:
     except OSError as error:  # a full disk, a folder without write permission
         fail(str(error), code=1)
     except RuntimeError as error:
-        if "loading state_dict" not in str(error):  # PyTorch's words for networks that do not fit
+        if "loading state_dict" not in str(error):  # PyTorch's message for other sizes
             raise
         fail("the checkpoint has other networks: " + str(error).split("\n")[1].strip())
     say(

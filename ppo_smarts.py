@@ -1,19 +1,19 @@
 """Proximal Policy Optimization (PPO) for several agents that share one policy.
 
 Four cars come to a crossing, one from each side, among other traffic. Every agent acts on its own
-observation, with the same network, which learns from the steps of all of them. Updates stop gaining
-where they would move the policy far from the one that collected the data.
+observation with the same network, which learns from the steps of all agents. A clipped objective
+removes the incentive to move the policy far from the one that collected the data.
 
-    act        for num_steps steps, with a and log π_old(a|s) sampled for every live agent
-    advantage  A = sum over k of (γ λ)^k δ,  δ = r + γ (1 - terminated) V(s') - V(s)
-    policy     maximise min(r A, clip(r, 1 - ε, 1 + ε) A),  r = π(a|s) / π_old(a|s)
+    act        for num_steps steps: sample a ~ π_old(a|s) for every live agent
+    advantage  A = Σ (γλ)^k δ_k,  δ = r + γ (1 - terminated) V(s') - V(s)
+    policy     maximise min(ratio A, clip(ratio, 1 - ε, 1 + ε) A),  ratio = π(a|s) / π_old(a|s)
     value      minimise (V(s) - R)²,  R = A + V_old(s)
 
 Paper:  Schulman et al. 2017, Proximal Policy Optimization Algorithms, arXiv:1707.06347
 Run:    python ppo_smarts.py                                   (SMARTS, see requirements-smarts.txt)
         python ppo_smarts.py --env-id mpe2/simple_spread_v3 --num-envs 8 --num-steps 128
-Expect: in light traffic 54% of the cars cross and 14% collide after 41k steps (two seeds); of cars
-        that only keep their lane 52% cross and 48% collide
+Expect: in light traffic, 54% of the cars arrive and 14% collide after 41k steps (two seeds); if
+        all keep their lanes, 52% arrive and 48% collide
 """
 
 from __future__ import annotations
@@ -68,21 +68,21 @@ Baseline = Literal["untrained", "random", "keep-lane"]  # policies that need no 
 class Args:
     # Task. Lengths are in environment steps, summed over all parallel environments; in one step
     # all agents of an environment act.
-    env_id: Fixed[str] = "smarts/intersection-4lane-v0"  # or PettingZoo's: mpe2/simple_spread_v3
+    env_id: Fixed[str] = "smarts/intersection-4lane-v0"  # or PettingZoo's, as mpe2/simple_spread_v3
     total_timesteps: PositiveInt = 100_000  # length of the training
-    num_envs: Fixed[PositiveInt] = 1  # parallel environments; those of SMARTS are processes
-    seed: Fixed[Seed] = 1  # of the networks, the actions and the environments
-    action_type: Fixed[Literal["lane", "continuous"]] = "lane"  # choose a move, or steer
+    num_envs: Fixed[PositiveInt] = 1  # parallel environments; each of SMARTS is a process
+    seed: Fixed[Seed] = 1  # random seed of the networks, the actions and the environments
+    action_type: Fixed[Literal["lane", "continuous"]] = "lane"  # discrete moves, or steering
 
     # The crossing; only with smarts/intersection-4lane-v0
     traffic: Fixed[Literal["none", "light", "dense"]] = "light"  # other cars
-    turn: Fixed[Literal["any", "left", "straight", "right"]] = "any"  # any: random for each agent
+    turn: Fixed[Literal["any", "left", "straight", "right"]] = "any"  # any: sampled per agent
     image: Fixed[bool] = False  # observe the surroundings from above as well, in 32 x 32 pixels
     horizon: Fixed[PositiveInt] = 400  # steps of 0.1 s after which an episode is truncated
     collision_reward: float = -50.0  # for hitting another car, which terminates the agent
-    off_road_reward: float = -50.0  # for leaving the road or the route, which terminates it too
+    off_road_reward: float = -50.0  # for leaving the road or the route, which terminates the agent
     goal_reward: float = 20.0  # for arriving
-    progress_reward: float = 0.1  # per metre that the goal has come nearer
+    progress_reward: float = 0.1  # per metre nearer to the goal
     distance_reward: float = 0.05  # per metre driven
 
     # Networks
@@ -90,33 +90,33 @@ class Args:
 
     # Learning
     num_steps: PositiveInt = 1024  # steps of every environment per rollout
-    num_minibatches: PositiveInt = 8  # parts of a rollout; an update learns from one
+    num_minibatches: PositiveInt = 8  # minibatches per rollout; an update learns from one
     update_epochs: PositiveInt = 10  # passes over a rollout
     learning_rate: NonNegativeFloat = 3e-4  # of Adam
     anneal_lr: bool = True  # anneal the learning rate linearly to 0 over the run
-    gamma: Fraction = 0.99  # discount per step
-    gae_lambda: Fraction = 0.95  # 0: advantages from one step, biased; 1: from all, high variance
-    reward_scale: NonNegativeFloat = 0.1  # factor of the rewards in learning
-    clip_coef: NonNegativeFloat = 0.2  # the objective is flat where |ratio - 1| exceeds this
+    gamma: Fraction = 0.99  # discount factor
+    gae_lambda: Fraction = 0.95  # 0: one-step advantages, biased; 1: from all steps, high variance
+    reward_scale: NonNegativeFloat = 0.1  # factor that multiplies the rewards for learning
+    clip_coef: NonNegativeFloat = 0.2  # ε: no gain from moving the ratio further than this from 1
     clip_value_loss: bool = False  # clip the change of the value likewise, as OpenAI's code does
     norm_advantage: bool = True  # scale advantages to mean 0, standard deviation 1 per minibatch
     entropy_coef: NonNegativeFloat = 0.01  # weight of the entropy bonus
     value_coef: NonNegativeFloat = 0.5  # weight of the value loss
     max_grad_norm: NonNegativeFloat = 0.5  # gradients are scaled down to this norm
-    target_kl: NonNegativeFloat | None = None  # skip the epochs left once the policy moved this far
+    target_kl: NonNegativeFloat | None = None  # skip the remaining epochs if approx_kl exceeds it
 
     # Evaluation, in a separate environment. An episode's return is the sum over the agents.
     eval_interval: PositiveInt = 10_000  # steps between evaluations
     eval_episodes: PositiveInt = 10  # episodes per evaluation
-    greedy_eval: bool = True  # the most likely action; no: sampled actions
+    greedy_eval: bool = True  # play the most probable action instead of sampling one
     stop_at_return: float | None = None  # stop when the last 3 evaluations all reach it
     capture_video: bool = False  # film the first episode of every evaluation
-    evaluate: Baseline | Path | None = None  # evaluate only: one of these, a run folder, a .pt file
+    evaluate: Baseline | Path | None = None  # only evaluate a baseline, a run folder or a .pt file
 
     # Run folder
     run_dir: Path | None = None  # default: runs/{env_id}__{exp_name}__{seed}__{time}
     exp_name: str = SCRIPT  # part of the folder's name
-    resume: Path | None = None  # run folder to resume; other flags given here replace its own
+    resume: Path | None = None  # run folder to resume; flags given here override the saved ones
     save_interval: PositiveInt = 10_000  # steps between checkpoints
     progress: bool = True  # progress bar, if there is a terminal
     track: bool = False  # log to Weights & Biases as well
@@ -140,7 +140,7 @@ class Args:
 
 # [shared: agents step]
 class Step(NamedTuple):
-    """What a step of an environment led to, for its N agents in their fixed order.
+    """The result of an environment step, for the N agents in a fixed order.
 
     Where E environments step together (Envs, below), every part is [E, N, ...].
     """
@@ -149,14 +149,14 @@ class Step(NamedTuple):
     reward: np.ndarray  # [N] float32
     terminated: np.ndarray  # [N] bool, the agent's task ended in this step
     truncated: np.ndarray  # [N] bool, the agent was cut off in this step, as by a time limit
-    live: np.ndarray  # [N] bool, the agent acts next; the episode is over when none does
-    last_obs: np.ndarray  # [N, O], as obs, but not zero where an agent ended in this step
+    live: np.ndarray  # [N] bool, the agent acts next; the episode is over when no agent does
+    last_obs: np.ndarray  # [N, O], obs, but with the last observation of agents that ended now
 
 
 # [/shared]
 # [shared: orthogonal]
 def orthogonal(layer: nn.Conv2d | nn.Linear, gain: float = math.sqrt(2)) -> nn.Module:
-    """Initialise a layer as is usual for on-policy learning; sqrt(2) suits a ReLU after it."""
+    """Orthogonal weights, zero biases: usual for on-policy learning. sqrt(2) suits ReLU."""
     nn.init.orthogonal_(layer.weight, gain)
     nn.init.constant_(layer.bias, 0.0)  # type: ignore[arg-type]
     return layer
@@ -198,13 +198,13 @@ class ActorCritic(nn.Module):
     """The policy and the value, in separate networks.
 
     For discrete actions the policy's network gives their logits. For continuous ones it gives the
-    mean of a normal distribution, whose standard deviation is learnt and the same everywhere.
+    mean of a normal distribution; its standard deviation is learned, equal for all observations.
     """
 
     def __init__(self, env: MultiAgentEnv, args: Args) -> None:
         super().__init__()
         self.discrete = env.discrete
-        # The small gain makes all actions about equally likely at first.
+        # The small gain makes all actions about equally probable at first.
         self.policy = Network(env, env.action_size, 0.01, args)
         self.value = Network(env, 1, 1.0, args)
         self.log_std = nn.Parameter(torch.full((env.action_size,), -0.5))
@@ -215,12 +215,12 @@ class ActorCritic(nn.Module):
 
     def sample(self, policy: Tensor) -> Tensor:
         """Actions sampled from logits or means [B, A]: [B] integers, or [B, A] numbers."""
-        if self.discrete:  # adding Gumbel noise to logits samples the softmax, and compiles
+        if self.discrete:  # Gumbel noise makes argmax a sample of the softmax; it compiles
             return (policy - torch.rand_like(policy).log().neg().log()).argmax(1)
         return policy + self.log_std.exp() * torch.randn_like(policy)
 
     def mode(self, policy: Tensor) -> Tensor:
-        """The most likely actions."""
+        """The most probable actions."""
         return policy.argmax(1) if self.discrete else policy
 
     def log_prob(self, policy: Tensor, action: Tensor) -> tuple[Tensor, Tensor]:
@@ -243,11 +243,11 @@ class Transition(NamedTuple):
     obs: Tensor  # [M, O]
     action: Tensor  # [M] or [M, A]
     log_prob: Tensor  # [M], of the action under the policy that sampled it
-    live: Tensor  # [M], 1 where the agent acted; the rest of a row with 0 means nothing
+    live: Tensor  # [M], 1 where the agent acted; where it is 0, other parts have no meaning
     reward: Tensor  # [M]
     terminated: Tensor  # [M], 1 where the agent's task itself ended
-    truncated: Tensor  # [M], 1 where the agent was cut off, as at a time limit
-    next_obs: Tensor  # [M, O], where an agent ended its last observation
+    truncated: Tensor  # [M], 1 where the agent was cut off, as by a time limit
+    next_obs: Tensor  # [M, O]; for an agent that ended, its last observation
 
 
 class Batch(NamedTuple):
@@ -268,14 +268,14 @@ def advantages(
 ) -> Tensor:
     """Generalised advantage estimation (Schulman et al. 2016, equation 16), all [T, N].
 
-    next_value is the value of the observation that the action led to, at the end of an episode its
-    last. ended is 1 where an episode was terminated or truncated: there the sum stops.
+    next_value is the value of the observation after the action: at the end of an episode, of its
+    last observation. ended is 1 where an episode terminated or was truncated: there the sum stops.
     """
     delta = reward + args.gamma * (1 - terminated) * next_value - value  # δ = r + γ V(s') - V(s)
-    advantage, later = torch.zeros_like(delta), torch.zeros_like(delta[0])
+    advantage, gae = torch.zeros_like(delta), torch.zeros_like(delta[0])
     for t in reversed(range(len(delta))):
-        later = delta[t] + args.gamma * args.gae_lambda * (1 - ended[t]) * later  # A = δ + γ λ A'
-        advantage[t] = later
+        gae = delta[t] + args.gamma * args.gae_lambda * (1 - ended[t]) * gae  # A = δ + γ λ A'
+        advantage[t] = gae
     return advantage
 
 
@@ -304,7 +304,7 @@ class Agent(nn.Module):
         return action, self.net.log_prob(policy, action)[0]
 
     def eval_action(self, obs: Tensor) -> Tensor:
-        """Actions for an evaluation: the most likely, or sampled with --no-greedy-eval."""
+        """Actions for an evaluation: the most probable, or sampled with --no-greedy-eval."""
         policy = self.net.policy(obs)
         return self.net.mode(policy) if self.args.greedy_eval else self.net.sample(policy)
 
@@ -329,7 +329,7 @@ class Agent(nn.Module):
         return Batch(*(part.flatten(0, 1) for part in parts))
 
     def loss(self, batch: Batch) -> tuple[Tensor, dict[str, Tensor]]:
-        """The negative objective of the paper (equation 9) of live agents, and what to log."""
+        """The negative objective of the paper (equation 9) over live agents, and what to log."""
         policy, value = self.net(batch.obs)
         log_prob, entropies = self.net.log_prob(policy, batch.action)
         entropy = live_mean(entropies, batch.live)
@@ -364,7 +364,7 @@ class Agent(nn.Module):
     def gradients(self, batch: Batch) -> tuple[list[Tensor], dict[str, Tensor]]:
         """The gradient of the loss with respect to every parameter, and what to log."""
         loss, losses = self.loss(batch)
-        params = list(self.parameters())  # without log_std, if actions are discrete: 0 there
+        params = list(self.parameters())  # with discrete actions, log_std is unused: gradient 0
         grads = torch.autograd.grad(loss, params, allow_unused=True, materialize_grads=True)
         return list(grads), losses
 
@@ -389,7 +389,7 @@ def minibatches(batch: Batch, args: Args) -> Iterator[Batch]:
 
 
 def explained_variance(batch: Batch) -> Tensor:
-    """The share of the returns' variance that the value predicted: 1 at best, 0 for a constant."""
+    """The share of the returns' variance that the value explains: 1 at best, 0 for a constant."""
     live = batch.live > 0
     left = (batch.returns - batch.value)[live].var(correction=0)
     return 1 - left / batch.returns[live].var(correction=0).clamp(min=1e-8)
@@ -426,7 +426,7 @@ def train(args: Args, checkpoint: dict[str, Any] | None = None) -> Path:
 
         # Learn from a whole rollout: several epochs, each in newly shuffled minibatches
         if len(rollout) == args.num_steps:
-            agent.anneal_lr(run.env_step - args.num_steps * args.num_envs)
+            agent.anneal_lr(run.env_step - args.num_steps * args.num_envs)  # as at its first step
             batch, logs = agent.batch(rollout), []
             for _ in range(args.update_epochs):
                 for minibatch in minibatches(batch, args):
@@ -460,8 +460,8 @@ def evaluate(
 ) -> dict[str, Any]:
     """Play whole episodes with policy ([N, O] -> [N] or [N, A]); returns evaluations.csv's columns.
 
-    An episode's return is the sum of its agents' returns; agent_returns are their means. Episodes
-    and sampled actions depend on the step only, so a resumed run gives the same evaluations.
+    An episode's return is the sum of its agents' returns; agent_returns has each agent's mean.
+    Episodes and samples depend on the step only, so a resumed run gives the same evaluations.
     """
     returns, lengths, metrics, frames = [], [], [], []
     with torch.random.fork_rng(devices=range(torch.cuda.device_count())):
@@ -482,7 +482,7 @@ def evaluate(
         save_video(frames, env.fps, args, env_step)
     result: dict[str, Any] = dict(summary(np.sum(returns, axis=1), lengths))
     result["agent_returns"] = " ".join(f"{mean:.2f}" for mean in np.mean(returns, axis=0))
-    for name in metrics[0]:  # a time is not a number in episodes in which no agent arrived
+    for name in metrics[0]:  # a time is nan in episodes in which no agent arrived
         values = [values[name] for values in metrics if not math.isnan(values[name])]
         result[name] = float(np.mean(values)) if values else ""
     return result
@@ -494,21 +494,21 @@ def evaluate(
 
 # [shared: several agents]
 class MultiAgentEnv:
-    """The N agents of a PettingZoo environment (parallel interface) as arrays of fixed order.
+    """The N agents of a PettingZoo environment (parallel interface), as arrays in a fixed order.
 
     An agent is live from its first observation until it ends. Otherwise its observation and reward
-    are zero, and its action is ignored. An agent that leaves without notice counts as truncated.
+    are zero, and its action is ignored. An agent that disappears counts as truncated.
     Observations that are shorter than another agent's are padded with zeros.
     """
 
     def __init__(self, env: Any) -> None:
         self.env, self.names = env, list(env.possible_agents)
-        self.space: Any = env.action_space(self.names[0])  # that of all agents
+        self.space: Any = env.action_space(self.names[0])  # the same for all agents
         self.discrete = isinstance(self.space, gym.spaces.Discrete)
-        self.action_size = gym.spaces.flatdim(self.space)  # of a Discrete, its number of actions
+        self.action_size = gym.spaces.flatdim(self.space)  # if Discrete, the number of actions
         self.obs_spaces = [env.observation_space(name) for name in self.names]
         self.obs_size = max(map(gym.spaces.flatdim, self.obs_spaces))
-        self.pixels = getattr(env, "pixels", 0)  # length of the image that ends an observation
+        self.pixels = getattr(env, "pixels", 0)  # length of the image at an observation's end
         self.fps = env.metadata.get("render_fps", 10)
         self.subprocess = hasattr(env, "receive")  # a simulator in a process of its own
 
@@ -551,7 +551,7 @@ class MultiAgentEnv:
                 last_obs[i, : len(flat)] = flat
             if before[i]:
                 rewards[i] = np.asarray(reward.get(name, 0.0)).item()
-                ends[i] = terminated.get(name, False)  # where both are true, this one counts
+                ends[i] = terminated.get(name, False)  # if both are true, terminated counts
             ended = terminated.get(name, False) or truncated.get(name, False)
             self.live[i] = name in obs and name in self.env.agents and not ended
         self.obs = np.where(self.live[:, None], last_obs, np.float32(0))
@@ -559,7 +559,7 @@ class MultiAgentEnv:
         return Step(self.obs, rewards, ends, before & ~self.live & ~ends, self.live, last_obs)
 
     def metrics(self) -> dict[str, float]:
-        """Figures of the episode besides its return, such as the crossing's completion_rate."""
+        """Measures of the episode besides its return, such as the crossing's completion_rate."""
         return self.env.metrics() if hasattr(self.env, "metrics") else {}
 
     def close(self) -> None:
@@ -567,7 +567,7 @@ class MultiAgentEnv:
 
 
 class Envs:
-    """The E = num_envs environments of a run side by side."""
+    """The E = num_envs parallel environments of a run."""
 
     def __init__(self, args: Args) -> None:
         self.envs = [make_env(args) for _ in range(args.num_envs)]
@@ -581,7 +581,7 @@ class Envs:
 
     def step(self, action: np.ndarray) -> Step:
         """Act in all environments: [E, N] integers, or [E, N, A] numbers in [-1, 1]."""
-        for env, part in zip(self.envs, action):  # all compute, then all are waited for
+        for env, part in zip(self.envs, action):  # simulators in processes compute at the same time
             env.send(part)
         self.steps = [env.receive() for env in self.envs]
         return self.stack()
@@ -654,7 +654,7 @@ def check_crossing(args: Args) -> None:
 
 
 def make_parallel(args: Args, film: bool) -> Any:
-    """An environment of PettingZoo: package/name is the module that has its parallel_env."""
+    """A PettingZoo environment: package/name is the module that defines its parallel_env."""
     package, _, name = args.env_id.replace("/", ".").rpartition(".")
     mode = {"render_mode": "rgb_array"} if film else {}
     try:
@@ -707,7 +707,7 @@ def random_action(env: MultiAgentEnv) -> Tensor:
 # [/shared]
 # [shared: run]
 class Run:
-    """What belongs to a run and not to its algorithm: folder, counters, logs and checkpoints.
+    """Everything about a run except its algorithm: folder, counters, logs and checkpoints.
 
     parts are the objects whose state_dict a checkpoint holds; "agent" is one of them.
     """
@@ -720,7 +720,7 @@ class Run:
         self.env_step = self.updates = self.signal = self.next_losses = 0
         self.episodes = [0] * args.num_envs  # finished episodes of each environment
         self.evaluations: list[float] = []  # mean returns
-        self.losses: dict[str, float] = {}  # the newest of each
+        self.losses: dict[str, float] = {}  # the latest value of each
         self.next_evaluation, self.seconds, self.wandb_id = math.inf, 0.0, uuid4().hex
         self.csv_bytes: dict[str, int] = {}  # lengths of the CSV files at the last checkpoint
         self.returns, self.lengths = np.zeros(args.num_envs), np.zeros(args.num_envs, int)
@@ -740,7 +740,7 @@ class Run:
         self.open_folder()
         self.tensorboard = SummaryWriter(str(self.folder), purge_step=self.env_step + 1)
         self.wandb = self.start_wandb() if args.track else None
-        hide = None if args.progress else True  # None hides it without a terminal
+        hide = None if args.progress else True  # None: tqdm hides it if there is no terminal
         total = args.total_timesteps
         self.bar = tqdm(total=total, initial=self.env_step, unit=" steps", disable=hide)
         for number in {signal.SIGINT, signal.SIGTERM, getattr(signal, "SIGHUP", signal.SIGINT)}:
@@ -762,7 +762,7 @@ class Run:
         if not args.resume and (self.folder / "checkpoint.pt").exists():
             fail(f"{self.folder} holds a run; --resume continues it, or give another --run-dir")
         for name in "episodes.csv", "evaluations.csv", "losses.csv":
-            path = self.folder / name  # without the rows that the checkpoint does not know
+            path = self.folder / name  # cut off the rows written after the checkpoint
             if path.exists():
                 os.truncate(path, min(path.stat().st_size, self.csv_bytes.get(name, 0)))
         settings = json.dumps(dataclasses.asdict(args), default=str, indent=2)
@@ -791,7 +791,7 @@ class Run:
         return self.stopped or self.env_step >= self.args.total_timesteps
 
     def elapsed(self) -> float:
-        """Seconds of training, in all parts of a resumed run."""
+        """Seconds of training so far, including those before the run was resumed."""
         return round(time.time() - self.start, 2)
 
     def episode_seeds(self) -> list[int | None]:
@@ -799,7 +799,7 @@ class Run:
         return [episode_seed(self.args.seed, i, n) for i, n in enumerate(self.episodes)]
 
     def check_finite(self, **quantities: Any) -> None:
-        """Exit before a number that is not finite is learned from or saved."""
+        """Exit if a number is not finite, before the agent learns from it or saves it."""
         check_finite(f"after step {self.env_step}", **quantities)
 
     def step(self, reward: np.ndarray, ended: np.ndarray, first: int = 0, steps: int = 1) -> None:
@@ -820,7 +820,7 @@ class Run:
         """Check that the losses are finite, and log them every thousand steps."""
         self.losses |= {name: float(loss) for name, loss in losses.items()}
         self.check_finite(**self.losses)
-        # The first row comes after 1000 steps of learning, when there is a value of every loss.
+        # The first row comes after 1000 steps of learning, when every loss has a value.
         self.next_losses = self.next_losses or self.env_step + 1_000
         if self.env_step >= self.next_losses or self.finished:
             self.next_losses = self.env_step + 1_000
@@ -829,7 +829,7 @@ class Run:
             self.log(losses=self.losses, charts={"SPS": steps / max(seconds, 0.01)})
 
     def evaluate_if_due(self, evaluate: Callable[[], dict[str, Any]]) -> None:
-        """Log what evaluate returns, and keep the best agent in best.pt."""
+        """If an evaluation is due, run it, log its result, and keep the best agent in best.pt."""
         if self.signal or (self.env_step < self.next_evaluation and not self.finished):
             return
         with contextlib.suppress(KeyboardInterrupt):  # raised by interrupt
@@ -852,7 +852,7 @@ class Run:
         self.stopped = goal is not None and len(last) == 3 and min(last) >= goal
 
     def save_if_due(self, episode_ended: bool = True) -> None:
-        """Save if due; wait for the end of an episode if one comes soon: a run resumes at one."""
+        """Save if due, preferably when an episode ended: a resumed run begins a new episode."""
         signalled, steps = self.signal, self.env_step - self.saved_at
         due = steps >= self.args.save_interval * (1 if episode_ended else 2)
         if due or signalled or self.finished:
@@ -860,7 +860,7 @@ class Run:
             self.saved_at, self.done = self.env_step, bool(signalled) or self.finished
 
     def save(self, name: str, **parts: Any) -> None:
-        """Write a file beside its place, then rename it: a kill leaves the old file or the new."""
+        """Write a temporary file, then rename it: a kill leaves the old file or the new one."""
         self.check_finite(weights=[float(p.detach().sum()) for p in parts["agent"].parameters()])
         unset = dict.fromkeys(("resume", "evaluate", "run_dir"))
         self.csv_bytes = {path.name: path.stat().st_size for path in self.folder.glob("*.csv")}
@@ -880,9 +880,9 @@ class Run:
                 torch.save(state, file)
                 os.fsync(file.fileno())
             temporary.replace(path)
-        except (OSError, RuntimeError) as error:  # RuntimeError is torch's for a full disk
+        except (OSError, RuntimeError) as error:  # torch raises RuntimeError if the disk is full
             temporary.unlink(missing_ok=True)
-            fail(f"cannot write {path} ({error}); the checkpoint before it is kept", code=1)
+            fail(f"cannot write {path} ({error}); the previous checkpoint is kept", code=1)
 
     def write_row(self, name: str, values: dict[str, Any]) -> None:
         """Append a row to a CSV file of the run folder."""
@@ -905,12 +905,12 @@ class Run:
         """At a signal, let the run save at its next step and end; at a second one, end at once."""
         self.signal = number
         signal.signal(number, signal.SIG_DFL)
-        say(f"{SCRIPT}: saving at the next step; once more to end at once", sys.stderr)
+        say(f"{SCRIPT}: saving at the next step; interrupt again to end at once", sys.stderr)
         if self.evaluating:
             raise KeyboardInterrupt
 
     def close(self) -> Path:
-        """Say that the run is done; or how to resume it, and exit as the signal does."""
+        """Say that the run is done, or how to resume it and exit with the signal's code."""
         self.bar.close()
         self.tensorboard.close()
         self.lock.release()
@@ -930,12 +930,12 @@ def episode_seed(*numbers: int) -> int:
 
 
 def check_finite(when: str, **quantities: Any) -> None:
-    """Exit before a number is used that is not finite, or beyond what float32 can hold."""
+    """Exit if a number is not finite, or too large for float32."""
     for name, value in quantities.items():
         numbers = np.ravel(value)
         finite = np.abs(numbers) < np.finfo(np.float32).max  # false for nan
         if not finite.all():
-            what = f"{name.replace('_', ' ')} {when}: {numbers[~finite][0]} is no finite float32"
+            what = f"{name.replace('_', ' ')} {when}: {numbers[~finite][0]} is not a finite float32"
             fail(f"{what}; the last checkpoint is kept", code=1)
 
 
@@ -968,15 +968,15 @@ def save_video(frames: list, fps: int, args: Args, env_step: int) -> None:
 
 
 def start_torch(args: Args) -> None:
-    """Seed PyTorch, and choose the device and the precision of float32 products."""
+    """Seed PyTorch, and choose the device and the precision of float32 matrix products."""
     torch.manual_seed(args.seed)
-    np.seterr(over="ignore")  # beyond float32 becomes infinite, which check_finite refuses
+    np.seterr(over="ignore")  # too large for float32 becomes infinite; check_finite exits
     if args.device == "cuda" and not torch.cuda.is_available():
         fail("--device is cuda, but PyTorch finds no GPU here; use --device cpu")
     if args.device == "auto":
         args.device = "cuda" if torch.cuda.is_available() else "cpu"
     torch.backends.cudnn.deterministic = args.torch_deterministic
-    # oneDNN on a CPU: twice as fast as MKL on Zen 5, as fast on Zen 4. TF32 on a GPU.
+    # On a CPU, oneDNN: twice as fast as MKL on Zen 5, equally fast on Zen 4. On a GPU, TF32.
     torch.set_float32_matmul_precision("medium")
 
 
@@ -988,19 +988,19 @@ def compiled(function: Callable, args: Args) -> Callable:
         return function
     torch._dynamo.config.trace_autograd_ops = True  # allows torch.autograd.grad in a graph
     options: dict[str, Any] = {
-        "cpp_wrapper": args.device == "cpu",  # half the time to compile, and faster calls
-        "fallback_random": True,  # the random numbers of the uncompiled function
+        "cpp_wrapper": args.device == "cpu",  # compiles in half the time, and calls are faster
+        "fallback_random": True,  # same random numbers as the uncompiled function
     }
     try:
         torch.compile(torch.sin, options=options)(torch.zeros(1, device=args.device))
-    except Exception as error:  # whatever a compiler that does not work here raises
+    except Exception as error:  # a broken compiler may raise anything
         reason = str(error).strip().split("\n")[0]
         say(f"{SCRIPT}: cannot compile here, so learning is slower: {reason}", sys.stderr)
         return function
     say("compiling at the first use: up to a minute, and a few seconds in later runs")
-    # Do not check the modules for changes at every call, which takes 3% of an update: only their
-    # tensors change, and these are inputs of the graph. So that a second agent does not run the
-    # graph of the first, isolate_recompiles gives each its own.
+    # Skip the check at every call whether modules changed, which takes 3% of an update: only their
+    # tensors change, and these are inputs of the graph. isolate_recompiles gives each agent a graph
+    # of its own; otherwise a second agent would run the graph of the first.
     options["guard_filter_fn"] = torch.compiler.skip_guard_on_all_nn_modules_unsafe
     settings: dict[str, Any] = {"fullgraph": True, "isolate_recompiles": True, "options": options}
     return torch.compile(function, **settings)
@@ -1027,13 +1027,13 @@ def fail(message: str, code: int = 2) -> NoReturn:
 
 
 def load_checkpoint(path: Path) -> dict[str, Any]:
-    """Read a checkpoint. weights_only: a file from a stranger runs no code."""
+    """Read a checkpoint. With weights_only, a file from a stranger runs no code."""
     try:
         checkpoint = torch.load(path, map_location="cpu", weights_only=True)
         script = checkpoint["script"]
     except (FileNotFoundError, NotADirectoryError):
         fail(f"there is no {path}; give a run folder that holds one, such as runs/Pendulum-v1__...")
-    except Exception as error:  # what a damaged or malicious file raises is open-ended
+    except Exception as error:  # a damaged or malicious file may raise anything
         reason = str(error).split("\n")[0]
         fail(f"{path} is damaged or not a checkpoint, and nothing in it was run ({reason})")
     if script != SCRIPT:
@@ -1042,13 +1042,13 @@ def load_checkpoint(path: Path) -> dict[str, Any]:
 
 
 def read_flags() -> tuple[Args, dict[str, Any] | None]:
-    """The flags, and the checkpoint of --resume or --evaluate, which sets those not given."""
+    """The flags, and the checkpoint of --resume or --evaluate, which sets the flags not given."""
     parser = argparse.ArgumentParser(add_help=False, allow_abbrev=False)
-    for flag in "--resume", "--evaluate", "--run-dir":  # read first: they set the others' defaults
+    for flag in "--resume", "--evaluate", "--run-dir":  # read first: a checkpoint sets the defaults
         parser.add_argument(flag)
     given, _ = parser.parse_known_args()
     if sum(value is not None for value in vars(given).values()) > 1:
-        fail("give one of --resume, --evaluate and --run-dir: the first two name a run themselves")
+        fail("give only one of --resume, --evaluate and --run-dir: the first two name a run folder")
     saved, checkpoint = Args(), None
     if given.resume or given.evaluate not in (None, *typing.get_args(Baseline)):
         path = Path(given.resume or given.evaluate)
@@ -1083,7 +1083,7 @@ def read_flags() -> tuple[Args, dict[str, Any] | None]:
 
 def main() -> None:
     """Train or evaluate, as the flags say."""
-    for name in ("stdout", "stderr"):  # a closed stream, or one that cannot show all characters
+    for name in ("stdout", "stderr"):  # a stream may be closed, or not show all characters
         setattr(sys, name, getattr(sys, name) or Path(os.devnull).open("w"))
         getattr(sys, name).reconfigure(errors="backslashreplace")
     try:
@@ -1097,7 +1097,7 @@ def main() -> None:
     except OSError as error:  # a full disk, a folder without write permission
         fail(str(error), code=1)
     except RuntimeError as error:
-        if "loading state_dict" not in str(error):  # PyTorch's words for networks that do not fit
+        if "loading state_dict" not in str(error):  # PyTorch's message for other sizes
             raise
         fail("the checkpoint has other networks: " + str(error).split("\n")[1].strip())
     say(

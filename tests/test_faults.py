@@ -153,7 +153,7 @@ def test_an_interrupted_run_says_how_to_resume_it(
     run.send(number)
     code, out, err = run.wait()
     assert code == 128 + number, err
-    assert err == f"{script.__name__}: saving at the next step; once more to end at once\n"
+    assert err == f"{script.__name__}: saving at the next step; interrupt again to end at once\n"
     said = re.search(r"saved step (\d+); resume with: (.*)\n", out)
     assert said
     python, file, *words = shlex.split(said[2])
@@ -171,7 +171,7 @@ def test_a_second_signal_ends_the_run_at_once(tmp_path: Path) -> None:
     wait_for(lambda: (tmp_path / "run" / "args.json").exists())
     time.sleep(0.5)
     run.send(signal.SIGTERM)
-    wait_for(lambda: "once more to end at once" in (tmp_path / "stderr.txt").read_text())
+    wait_for(lambda: "interrupt again to end at once" in (tmp_path / "stderr.txt").read_text())
     run.send(signal.SIGTERM)
     assert run.wait()[0] == -signal.SIGTERM
 
@@ -252,7 +252,7 @@ def test_a_full_disk_keeps_the_checkpoint_before_it(script: ModuleType, tmp_path
     words = ["--resume", "run", "--total-timesteps", "2000", "--eval-interval", "5000"]
     code, _, err = Run(script, words, tmp_path, file_limit=len(before) - 1).wait()
     assert (code, err.count("\n")) == (1, 1), err
-    assert "checkpoint.pt" in err and "the checkpoint before it is kept" in err
+    assert "checkpoint.pt" in err and "the previous checkpoint is kept" in err
     assert path.read_bytes() == before
     assert not list(run_dir.glob("*.tmp"))
     assert saved_step(script, run_dir) == before_step
@@ -296,9 +296,8 @@ def test_numbers_that_are_not_finite_end_the_run_and_are_not_saved(
     args = make_args(script, env_id=f"probes:{probe}-v0", run_dir=tmp_path / "run", **changes)
     code, err = failed(script, args), capfd.readouterr().err
     assert (code, err.count("\n")) == (1, 1), err
-    assert re.match(rf"{script.__name__}: [\w ]*{sentence} is no finite float32; the last", err), (
-        err
-    )
+    sentence += " is not a finite float32; the last"
+    assert re.match(rf"{script.__name__}: [\w ]*{sentence}", err), err
     checkpoint = script.load_checkpoint(args.run_dir / "checkpoint.pt")
     assert checkpoint["run"]["env_step"] == 400
     parts = {**checkpoint["agent"], **checkpoint["buffer"]}.values()
@@ -329,7 +328,7 @@ def test_weights_that_are_not_finite_are_not_saved(
 
     monkeypatch.setattr(script.Run, "save", ruin)
     code, err = failed(script, args, checkpoint), capsys.readouterr().err
-    assert (code, err.count("\n")) == (1, 1) and "is no finite float32" in err, err
+    assert (code, err.count("\n")) == (1, 1) and "is not a finite float32" in err, err
     assert (tmp_path / "run" / "checkpoint.pt").read_bytes() == before
 
 
@@ -343,7 +342,7 @@ def test_a_loss_that_is_not_finite_ends_the_run_and_is_not_saved(
         args.update_epochs = args.num_minibatches = 1
     code, err = failed(script, args), capsys.readouterr().err
     assert (code, err.count("\n")) == (1, 1), err
-    assert "is no finite float32; the last checkpoint is kept" in err
+    assert "is not a finite float32; the last checkpoint is kept" in err
     assert not (args.run_dir / "checkpoint.pt").exists()
 
 

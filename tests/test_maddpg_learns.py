@@ -255,7 +255,7 @@ def test_a_number_that_is_not_finite_ends_the_run_and_is_not_stored(
         maddpg.train(args)
     err, what = capsys.readouterr().err, "reward" if part == "reward" else "observation"
     assert (ending.value.code, err.count("\n")) == (1, 1), err
-    assert f"{what} after step 29: nan is no finite float32" in err
+    assert f"{what} after step 29: nan is not a finite float32" in err
     checkpoint = maddpg.load_checkpoint(tmp_path / "checkpoint.pt")
     stored = checkpoint["buffer"]["_extra_state"]
     assert checkpoint["run"]["env_step"] == stored.pop("added") == 20

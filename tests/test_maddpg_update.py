@@ -432,7 +432,7 @@ def test_a_stack_of_networks_equals_separate_ones_with_images() -> None:
     def separate(net: maddpg.StackedNet, i: int, *parts: Tensor) -> Tensor:
         numbers, image, *action = parts
         eye = net.encoder
-        assert isinstance(eye, maddpg.StackedEye)
+        assert isinstance(eye, maddpg.StackedConvNet)
         x = image
         for layer in eye.convolutions:
             if isinstance(layer, nn.Conv2d):

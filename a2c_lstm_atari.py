@@ -170,7 +170,7 @@ class Features(nn.Module):
         self.size = {"linear": 256, "cnn": 3200, "cnn-lstm": 512}[args.model]
         activation = {"relu": nn.ReLU, "silu": nn.SiLU}[args.activation]
         self.layers = nn.Sequential()
-        # Channels in and out, kernel, stride, padding -> [B, 16, 21, 21], [B, 32, 10, 10 or 4, 4]
+        # In, out, kernel, stride, padding -> [B, 16, 21, 21], [B, 32, 10, 10], [B, 32, 4, 4]
         convs = (4, 16, 8, 4, 2), (16, 32, 4, 2, 1), (32, 32, 4, 2, 0)
         for conv in convs[: {"linear": 0, "cnn": 2, "cnn-lstm": 3}[args.model]]:
             norm = [nn.BatchNorm2d(conv[1])] if args.batch_norm else []
@@ -406,7 +406,7 @@ def train(args: Args, checkpoint: dict[str, Any] | None = None) -> Path:
         agent.step(grads)
         run.updates += 1
 
-        # Only now, since learning must normalise observations as acting did
+        # Only after learning, which must normalise observations as acting did
         agent.net.features.standardise.update(batch.obs[..., -1])
         losses["temperature"] = agent.temperature
         losses["weight_norm"] = nn.utils.get_total_norm(agent.parameters()).detach()
@@ -460,7 +460,7 @@ def make_envs(args: Args, num_envs: int, colour: bool) -> AtariVectorEnv:
     gym.register_envs(ale_py)
     try:
         spec = gym.spec(args.env_id)
-    except gym.error.Error as error:  # Gymnasium's names similar ids
+    except gym.error.Error as error:  # its message names similar ids
         fail(f"cannot make {args.env_id}: {error}")
     if spec.namespace != "ALE":
         fail(f"{args.env_id} is no game of ALE; {SCRIPT} plays only those, such as ALE/Pong-v5")

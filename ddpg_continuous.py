@@ -137,7 +137,7 @@ def make_env(args: Args, film: bool = False) -> gym.Env:
                 import shimmy  # noqa: F401
         render_mode: dict[str, Any] = {"render_mode": "rgb_array"} if film else {}
         env = gym.make(env_id, disable_env_checker=True, **render_mode)
-    except (gym.error.Error, ImportError, TypeError) as error:  # Gymnasium's names similar ids
+    except (gym.error.Error, ImportError, TypeError) as error:  # its message names similar ids
         fail(f"cannot make {env_id}: {error} (pip install -r requirements.txt installs everything)")
     check_spaces(env, env_id)
     if film:

@@ -81,13 +81,13 @@ class Args:
     anneal_lr: bool = True  # anneal the learning rate linearly to 0 over the run
     gamma: Fraction = 0.99  # discount factor
     gae_lambda: Fraction = 0.95  # 0: one-step advantages, biased; 1: from all steps, high variance
-    clip_coef: NonNegativeFloat = 0.1  # ε: no gain from moving the ratio further than this from 1
+    clip_coef: NonNegativeFloat = 0.1  # no gain from moving the ratio further than this from 1
     clip_value_loss: bool = True  # clip the change of the value likewise, as OpenAI's code does
     norm_advantage: bool = True  # scale advantages to mean 0, standard deviation 1 per minibatch
     value_coef: NonNegativeFloat = 0.5  # weight of the value loss
     entropy_coef: NonNegativeFloat = 0.01  # weight of the entropy bonus
     max_grad_norm: NonNegativeFloat = 0.5  # gradients are scaled down to this norm
-    target_kl: NonNegativeFloat | None = None  # skip the remaining epochs if approx_kl exceeds it
+    target_kl: NonNegativeFloat | None = None  # skip the remaining epochs if approx_kl exceeds this
 
     # Evaluation: whole games and raw scores, also where learning ends or clips them
     eval_interval: PositiveInt = 500_000  # steps between evaluations
@@ -374,7 +374,7 @@ def train(args: Args, checkpoint: dict[str, Any] | None = None) -> Path:
             if args.target_kl is not None and ranks.mean([losses["approx_kl"]])[0] > args.target_kl:
                 break
 
-        # Only now, since learning must normalise observations as acting did
+        # Only after learning, which must normalise observations as acting did
         agent.net.features.standardise.update(data.obs[..., -1], ranks.mean)
         losses = {name: torch.stack([log[name] for log in logs]).mean() for name in losses}
         unexplained = (data.returns - data.value).var() / data.returns.var().clamp(min=1e-8)
@@ -431,7 +431,7 @@ def make_envs(args: Args, num_envs: int, colour: bool) -> AtariVectorEnv:
     gym.register_envs(ale_py)
     try:
         spec = gym.spec(args.env_id)
-    except gym.error.Error as error:  # Gymnasium's names similar ids
+    except gym.error.Error as error:  # its message names similar ids
         fail(f"cannot make {args.env_id}: {error}")
     if spec.namespace != "ALE":
         fail(f"{args.env_id} is no game of ALE; {SCRIPT} plays only those, such as ALE/Pong-v5")

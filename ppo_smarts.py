@@ -97,13 +97,13 @@ class Args:
     gamma: Fraction = 0.99  # discount factor
     gae_lambda: Fraction = 0.95  # 0: one-step advantages, biased; 1: from all steps, high variance
     reward_scale: NonNegativeFloat = 0.1  # factor that multiplies the rewards for learning
-    clip_coef: NonNegativeFloat = 0.2  # ε: no gain from moving the ratio further than this from 1
+    clip_coef: NonNegativeFloat = 0.2  # no gain from moving the ratio further than this from 1
     clip_value_loss: bool = False  # clip the change of the value likewise, as OpenAI's code does
     norm_advantage: bool = True  # scale advantages to mean 0, standard deviation 1 per minibatch
     entropy_coef: NonNegativeFloat = 0.01  # weight of the entropy bonus
     value_coef: NonNegativeFloat = 0.5  # weight of the value loss
     max_grad_norm: NonNegativeFloat = 0.5  # gradients are scaled down to this norm
-    target_kl: NonNegativeFloat | None = None  # skip the remaining epochs if approx_kl exceeds it
+    target_kl: NonNegativeFloat | None = None  # skip the remaining epochs if approx_kl exceeds this
 
     # Evaluation, in a separate environment. An episode's return is the sum over the agents.
     eval_interval: PositiveInt = 10_000  # steps between evaluations

@@ -88,7 +88,7 @@ class Args:
     learning_starts: Steps = 10_000  # steps of uniform random actions before learning
     update_every: PositiveInt = 1  # n: make n * updates_per_step updates after every n actions
     updates_per_step: PositiveInt = 1  # updates per action
-    num_critics: Fixed[PositiveInt] = 2  # critics; the target is the smallest of their values
+    num_critics: Fixed[PositiveInt] = 2  # critics; the target uses the smallest of their values
 
     # Temperature: the weight of the entropy beside the reward
     autotune: Fixed[bool] = True  # learn the temperature; otherwise it is --alpha
@@ -145,7 +145,7 @@ def make_env(args: Args, film: bool = False) -> gym.Env:
                 import shimmy  # noqa: F401
         render_mode: dict[str, Any] = {"render_mode": "rgb_array"} if film else {}
         env = gym.make(env_id, disable_env_checker=True, **render_mode)
-    except (gym.error.Error, ImportError, TypeError) as error:  # Gymnasium's names similar ids
+    except (gym.error.Error, ImportError, TypeError) as error:  # its message names similar ids
         fail(f"cannot make {env_id}: {error} (pip install -r requirements.txt installs everything)")
     check_spaces(env, env_id)
     if film:

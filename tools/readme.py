@@ -62,7 +62,7 @@ def speed() -> str:
         env_id, *lines = path.read_text().splitlines()
         for line in lines:
             row = [cell.strip() for cell in line.strip("|").split("|")]
-            if len(row) == 6 and row[0].isupper():
+            if len(row) == 6 and row[0].isupper() and "before" not in row[1]:
                 column = f"{row[0]}, {env_id.rpartition(' ')[2]}"
                 value = f"{row[2].split(' ')[0]} ({row[4]} ×)"
                 cells.setdefault(row[1], {})[column] = value

@@ -291,6 +291,25 @@ def test_an_episode_does_not_begin_with_an_agent_that_has_crashed_already(
     assert seeds == [(6, 0), (6, 1), (6, 2)] and list(obs) == env.agents == crossing.ARMS
 
 
+def test_a_car_on_the_line_between_two_lanes_is_on_the_road(env: Any) -> None:
+    from smarts.core.coordinates import Point
+    from smarts.core.sensors import Sensors
+
+    env.reset(seed=6)
+    roads = env.sim.local_constants.road_map
+
+    def off_road(x: float) -> bool:
+        point = Point(x, 50.0, -0.05)
+        near = tuple(lane for lane, _ in roads.nearest_lanes(point, radius=7))
+        state = SimpleNamespace(pose=SimpleNamespace(point=point))
+        return Sensors._vehicle_is_off_road(roads, state, near)
+
+    for line in -3.2, 0.0, 3.2:
+        assert not any(off_road(line + shift) for shift in (-0.0005, 0.0, 0.0005))
+    for edge in -6.4, 6.4:
+        assert off_road(edge * 1.0001) and not off_road(edge * 0.9999)
+
+
 def test_an_agent_that_smarts_loses_cuts_the_episode_off(
     env: Any, monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]
 ) -> None:

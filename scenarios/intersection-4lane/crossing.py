@@ -121,6 +121,11 @@ class Crossing(ParallelEnv):
         self.scenario = Scenario(str(self.folder), routes, log_dir=self.logs.name)
         # Otherwise SMARTS leaves two files an episode in the user's home.
         self.scenario.unique_sumo_log_file = lambda: f"{self.logs.name}/sumo"
+        # SMARTS measures in 3D how far a car is from a lane's centre, and cars stand 5 cm deep in
+        # the ground: within a millimetre of the line between two lanes, they were off the road.
+        roads = self.scenario.road_map
+        with_point = type(roads).road_with_point
+        roads.road_with_point = lambda point, **near: with_point(roads, flat_point(point), **near)
 
     def missions(self, random: np.random.Generator) -> dict[str, NavigationMission]:
         """Where each agent begins, and where it is to go; its car is left for SUMO to bring in."""
@@ -349,6 +354,10 @@ def collision(obs: Any) -> str:
     if abs(along) < LENGTH / 2:
         return "side"
     return "ran into rear" if along > 0 else "hit from behind"
+
+
+def flat_point(point: coordinates.Point) -> coordinates.Point:
+    return coordinates.Point(point.x, point.y)
 
 
 def covered(points: np.ndarray, position: Any, heading: Any, size: Any) -> np.ndarray:

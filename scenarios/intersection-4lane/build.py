@@ -3,7 +3,7 @@
     python scenarios/intersection-4lane/build.py FOLDER
 
 SUMO's netconvert makes map.net.xml of the three crossing.*.xml files beside this one. The traffic
-is light.rou.xml and dense.rou.xml. ground.npy [600, 600] shows the crossing from above, north up,
+is light.rou.xml and dense.rou.xml. ground.npy [720, 720] shows the crossing from above, north up,
 four pixels a metre, the origin in its middle: 0 is grass, 1 a road, 2 a line between two lanes of
 one direction, 3 the line between the directions. crossing.py does all this at its first use.
 """
@@ -43,7 +43,7 @@ def routes(flow: int, placed: int) -> str:
 
 def ground(network: str) -> np.ndarray:
     """The picture of the ground, from the lanes in a SUMO network."""
-    axis = (np.arange(600) + 0.5) / 4 - 75
+    axis = (np.arange(720) + 0.5) / 4 - 90
     x, y = np.meshgrid(axis, -axis)  # the first row is the northern end
     picture = np.zeros(x.shape, np.uint8)
     for shape in re.findall(r'<lane [^>]*shape="([^"]*)"', network):

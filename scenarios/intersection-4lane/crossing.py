@@ -37,7 +37,7 @@ from smarts.core.scenario import Scenario
 from smarts.core.smarts import SMARTS
 from smarts.core.sumo_traffic_simulation import SumoTrafficSimulation
 from smarts.core.utils.core_math import vec_to_radians
-from smarts.sstudio.sstypes import TrapEntryTactic
+from smarts.sstudio.sstypes import IdEntryTactic
 
 ARMS = ["north", "east", "south", "west"]  # clockwise
 TURNS = {"left": (1, [1]), "straight": (2, [0, 1]), "right": (3, [0])}  # arms on; lanes to do it in
@@ -47,6 +47,8 @@ FRAMES, HEADINGS, NEIGHBOURS = 3, 20, 8  # moments in an observation, and what o
 NUMBERS = 5 + HEADINGS + 5 * NEIGHBOURS + 2 * (1 + NEIGHBOURS)
 RADIUS, SPEED = 50.0, 15.0  # how far an agent sees [m]; a speed that it sees as 1 [m/s]
 SIDE, METRES = 32, 1.5  # of an image: pixels, and metres in a pixel
+LENGTH, ENTRY_SPEED = 3.68, 13.89  # of an agent's car [m]; the limit, at which it enters [m/s]
+OFFSETS = 5.0, 25.0  # of where an agent begins in its lane of 76 m [m]
 GRASS_TO_LINES = np.array([[86, 122, 80], [92, 92, 96], [190, 190, 190], [222, 186, 70]], np.uint8)
 AGENTS = np.array([[231, 76, 60], [52, 152, 219], [241, 196, 15], [155, 89, 182]], np.uint8)
 
@@ -93,7 +95,7 @@ class Crossing(ParallelEnv):
         self.observation_spaces = dict.fromkeys(ARMS, obs_space)
         self.action_spaces = dict.fromkeys(ARMS, spaces[continuous])
         self.folder = built()
-        self.ground = np.load(self.folder / "ground.npy")  # [600, 600], see build.py
+        self.ground = np.load(self.folder / "ground.npy")  # [720, 720], see build.py
         self.sim: SMARTS | None = None
 
     def observation_space(self, agent: str) -> gym.spaces.Space:
@@ -113,46 +115,56 @@ class Crossing(ParallelEnv):
         self.sumo = SumoTraffic(headless=True)
         self.sim = SMARTS(dict.fromkeys(ARMS, interface), traffic_sims=[self.sumo])
         self.logs = tempfile.TemporaryDirectory(prefix="crossing-")
-        routes = [] if self.traffic == "none" else [str(self.folder / f"{self.traffic}.rou.xml")]
+        routes = [f"{self.logs.name}/agents.rou.xml"]
+        if self.traffic != "none":
+            routes.append(str(self.folder / f"{self.traffic}.rou.xml"))
         self.scenario = Scenario(str(self.folder), routes, log_dir=self.logs.name)
         # Otherwise SMARTS leaves two files an episode in the user's home.
         self.scenario.unique_sumo_log_file = lambda: f"{self.logs.name}/sumo"
+        # SMARTS measures in 3D how far a car is from a lane's centre, and cars stand 5 cm deep in
+        # the ground: within a millimetre of the line between two lanes, they were off the road.
+        roads = self.scenario.road_map
+        with_point = type(roads).road_with_point
+        roads.road_with_point = lambda point, **near: with_point(roads, flat_point(point), **near)
 
     def missions(self, random: np.random.Generator) -> dict[str, NavigationMission]:
-        """Where each agent begins, and where it is to go."""
-        # Enter at once, at 5 m/s, and not by taking over one of SUMO's cars.
-        entry = TrapEntryTactic(0.0, 0.0, exclusion_prefixes=("car",), default_entry_speed=5.0)
+        """Where each agent begins, and where it is to go; its car is left for SUMO to bring in."""
+        # A car that appears in front of SUMO's traffic may be hit whatever its agent does. So SUMO
+        # itself places the agents' cars, before all others, which then keep its safe gap to them.
+        lines = [f'<vType id="agent" length="{LENGTH}" speedFactor="1"/>']
         roads, missions = self.scenario.road_map, {}
         for arm, name in enumerate(ARMS):
             turn = self.turn if self.turn != "any" else random.choice(list(TURNS))
             arms_on, lanes = TURNS[turn]
-            lane, offset = int(random.choice(lanes)), random.uniform(15, 40)
+            to, lane = ARMS[(arm + arms_on) % 4], int(random.choice(lanes))
+            offset = random.uniform(*OFFSETS)
             come = roads.road_by_id(f"{name}-in").lane_at_index(lane)
-            leave = roads.road_by_id(f"{ARMS[(arm + arms_on) % 4]}-out").lane_at_index(lane)
+            leave = roads.road_by_id(f"{to}-out").lane_at_index(lane)
             start = come.from_lane_coord(coordinates.RefLinePoint(s=offset))
             goal = leave.from_lane_coord(coordinates.RefLinePoint(s=40))
             heading = coordinates.Heading(vec_to_radians(come.vector_at_offset(offset)[:2]))
             missions[name] = NavigationMission(
-                Start(start.as_np_array[:2], heading), PositionalGoal(goal, 2), entry_tactic=entry
+                Start(start.as_np_array[:2], heading),
+                PositionalGoal(goal, 2),
+                entry_tactic=IdEntryTactic(0.0, f"agent-{name}"),
             )
+            lines.append(
+                f'<vehicle id="agent-{name}" type="agent" depart="0" departLane="{lane}" '
+                f'departPos="{offset + LENGTH / 2:.3f}" departSpeed="{ENTRY_SPEED}">'
+                f'<route edges="{name}-in {to}-out"/></vehicle>'
+            )
+        routes = "<routes>\n    " + "\n    ".join(lines) + "\n</routes>\n"
+        Path(self.logs.name, "agents.rou.xml").write_text(routes)
         return missions
 
     def enter(self, seed: int, attempt: int) -> dict[str, Any]:
-        """Bring the agents in; returns what each sees, without those that have crashed by then."""
+        """Bring the agents in, all in one step; returns what each sees who is in and unhurt."""
         if self.sim is None or not self.sumo.connected:
             self.start_simulator()
         assert self.sim is not None
         smarts.core.seed((seed + attempt) % 2**32)  # NumPy takes no more
         self.scenario._missions = self.missions(np.random.default_rng([seed, attempt]))
         obs = self.sim.reset(self.scenario)
-        came, brake = set(obs), (0.0, 1.0, 0.0) if self.continuous else "slow_down"
-        # It returns once the first agent has entered. An agent whose place another car takes up
-        # enters a little later; it has ten seconds.
-        for _ in range(100):
-            if not len(obs) == len(came) < len(ARMS):
-                break
-            obs = self.sim.step(dict.fromkeys(obs, brake))[0]
-            came |= set(obs)
         if not self.sumo.connected:
             return {}
         return {name: o for name, o in obs.items() if not self.judge(o, o)[1]}
@@ -178,6 +190,7 @@ class Crossing(ParallelEnv):
         self.agents, self.t, self.last = list(ARMS), 0, dict(obs)
         self.ends: dict[str, str] = {}
         self.seconds: dict[str, float] = {}
+        self.collisions: dict[str, str] = {}
         self.stack = {name: np.tile(self.look(obs[name]), (FRAMES, 1)) for name in ARMS}
         return {name: self.flat(name) for name in ARMS}, {name: {} for name in ARMS}
 
@@ -201,13 +214,16 @@ class Crossing(ParallelEnv):
             rewards[name], end = self.judge(self.last[name], obs[name])
             if end and not failure:
                 self.ends[name], self.seconds[name] = end, 0.1 * self.t
+                if end == "collision":
+                    self.collisions[name] = collision(obs[name])
             terminated[name] = name in self.ends
             truncated[name] = bool(failure) or (self.t >= self.horizon and not terminated[name])
             self.last[name] = obs[name]
             self.stack[name] = np.stack([self.look(obs[name]), *self.stack[name][:-1]])
         self.agents = [name for name in acting if not (terminated[name] or truncated[name])]
         seen = {name: self.flat(name) for name in acting}
-        return seen, rewards, terminated, truncated, {name: {} for name in acting}
+        infos = {name: self.info(name) if name not in self.agents else {} for name in acting}
+        return seen, rewards, terminated, truncated, infos
 
     def move(self, action: Any) -> Any:
         """An action as SMARTS takes it; (throttle, brake, steering) where it is continuous."""
@@ -229,13 +245,21 @@ class Crossing(ParallelEnv):
             return reward + off_road, "off road"
         return (reward + arrived, "goal") if after.events.reached_goal else (reward, "")
 
+    def info(self, name: str) -> dict[str, Any]:
+        """Of an agent that has ended: how (or ""), and who ran into whom in a collision."""
+        return {"end": self.ends.get(name, ""), "collision": self.collisions.get(name, "")}
+
     def metrics(self) -> dict[str, float]:
         """Of the episode so far: shares of the agents, and how long those took that arrived."""
         ends, share = list(self.ends.values()), 1 / len(ARMS)
+        kinds = list(self.collisions.values())
         arrived = [self.seconds[name] for name, end in self.ends.items() if end == "goal"]
         return {
             "completion_rate": share * ends.count("goal"),  # within 2 m of it
             "collision_rate": share * ends.count("collision"),
+            "hit_from_behind_rate": share * kinds.count("hit from behind"),
+            "ran_into_rear_rate": share * kinds.count("ran into rear"),
+            "side_collision_rate": share * kinds.count("side"),
             "off_road_rate": share * ends.count("off road"),
             "seconds_to_cross": float(np.mean(arrived)) if arrived else math.nan,
         }
@@ -275,9 +299,9 @@ class Crossing(ParallelEnv):
         if self.image:  # forward is up; the road is grey, the others are white
             metres = (SIDE / 2 - 0.5 - np.arange(SIDE)) * METRES
             points = at + metres[:, None, None] * axes[0] - metres[None, :, None] * axes[1]
-            row, column = 4 * (75 - points[..., 1]), 4 * (points[..., 0] + 75)
+            row, column = 4 * (90 - points[..., 1]), 4 * (points[..., 0] + 90)
             ground = np.pad(self.ground, 1)  # grass all around
-            row, column = (np.clip(index, -1, 600).astype(int) + 1 for index in (row, column))
+            row, column = (np.clip(index, -1, 720).astype(int) + 1 for index in (row, column))
             picture = 0.3 * (ground[row, column] > 0)
             for _, other in others:
                 picture[covered(points, other.position, other.heading, other.bounding_box)] = 1.0
@@ -285,13 +309,13 @@ class Crossing(ParallelEnv):
         return np.concatenate(parts).astype(np.float32)
 
     def render(self) -> np.ndarray:
-        """The crossing from above, [600, 600, 3]; agents and their goals are in colour."""
+        """The crossing from above, [720, 720, 3]; agents and their goals are in colour."""
         image = GRASS_TO_LINES[self.ground]
-        axis = (np.arange(600) + 0.5) / 4 - 75
+        axis = (np.arange(720) + 0.5) / 4 - 90
         points = np.stack(np.meshgrid(axis, -axis), axis=-1)
 
         def paint(position: Any, heading: Any, size: Any, colour: Any) -> None:
-            x, y = int(4 * (position[0] + 75)), int(4 * (75 - position[1]))
+            x, y = int(4 * (position[0] + 90)), int(4 * (90 - position[1]))
             near = np.s_[max(y - 12, 0) : max(y + 12, 0), max(x - 12, 0) : max(x + 12, 0)]
             image[near][covered(points[near], position, heading, size)] = colour
 
@@ -316,6 +340,24 @@ class Crossing(ParallelEnv):
 def ahead(heading: Any) -> np.ndarray:
     """The unit vector of a heading: 0 is north, and they run anticlockwise."""
     return np.array([-np.sin(float(heading)), np.cos(float(heading))])
+
+
+def collision(obs: Any) -> str:
+    """Who ran into whom: "hit from behind", "ran into rear" (of the car ahead), or "side"."""
+    ego = obs.ego_vehicle_state
+    at, forward = np.array(ego.position[:2]), ahead(ego.heading)
+    cars = obs.neighborhood_vehicle_states
+    other = min(cars, key=lambda car: math.dist(car.position[:2], at), default=None)
+    if other is None or ahead(other.heading) @ forward < 0.7:  # their headings differ by 45 degrees
+        return "side"
+    along = (np.array(other.position[:2]) - at) @ forward
+    if abs(along) < LENGTH / 2:
+        return "side"
+    return "ran into rear" if along > 0 else "hit from behind"
+
+
+def flat_point(point: coordinates.Point) -> coordinates.Point:
+    return coordinates.Point(point.x, point.y)
 
 
 def covered(points: np.ndarray, position: Any, heading: Any, size: Any) -> np.ndarray:

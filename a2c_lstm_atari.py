@@ -249,7 +249,6 @@ def advantages(
 
 
 # [/shared]
-# [shared: recurrent rollout]
 class Rollout:
     """T = chunk_size steps of N games, in preallocated arrays [T, N, ...]."""
 
@@ -298,7 +297,6 @@ class Rollout:
         return Batch(obs, action, advantage, returns, self.begins[:-1], self.state)
 
 
-# [/shared]
 class Agent(nn.Module):
     """The actor-critic, and its updates."""
 

@@ -12,6 +12,7 @@ stale. Nothing is locked; of two writes at the same moment, one may be lost (Hog
 
 Paper:  Mnih et al. 2016, Asynchronous Methods for Deep Reinforcement Learning, arXiv:1602.01783
 Run:    python a3c_lstm_atari.py --env-id ALE/Pong-v5 --num-workers 4
+Expect: not measured yet
 """
 
 from __future__ import annotations
@@ -259,7 +260,6 @@ def advantages(
 
 
 # [/shared]
-# [shared: recurrent rollout]
 class Rollout:
     """T = chunk_size steps of N games, in preallocated arrays [T, N, ...]."""
 
@@ -308,7 +308,6 @@ class Rollout:
         return Batch(obs, action, advantage, returns, self.begins[:-1], self.state)
 
 
-# [/shared]
 class Agent(nn.Module):
     """The actor-critic, and its updates."""
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import inspect
 import os
 import signal
 import time
@@ -37,6 +38,10 @@ def test_one_worker_learns_what_a2c_learns_from_one_game(shared: bool, tmp_path:
     learned = weights(a3c, tmp_path / "run")
     for name, value in agent.state_dict().items():
         torch.testing.assert_close(learned[name], value, rtol=1e-5, atol=1e-6)
+
+
+def test_a_rollout_is_that_of_a2c() -> None:
+    assert inspect.getsource(a3c.Rollout) == inspect.getsource(a2c.Rollout)
 
 
 class OneRollout:

@@ -343,12 +343,13 @@ class Agent(nn.Module):
         loss, losses = self.loss(features, batch)
         return list(torch.autograd.grad(loss, list(self.parameters()))), losses
 
-    def step(self, grads: list[Tensor]) -> None:
-        """A step of the optimizer, with gradients scaled down to a norm of max_grad_norm."""
+    def step(self, grads: list[Tensor]) -> Tensor:
+        """A step with gradients scaled down to a norm of max_grad_norm; returns their norm."""
         for param, grad in zip(self.parameters(), grads):
             param.grad = grad
-        nn.utils.clip_grad_norm_(self.parameters(), self.args.max_grad_norm)
+        norm = nn.utils.clip_grad_norm_(self.parameters(), self.args.max_grad_norm)
         self.optimizer.step()
+        return norm  # before it was scaled
 
     def anneal_lr(self, env_step: int) -> None:
         """Set the learning rate: constant, or with --anneal-lr falling linearly to 0."""
@@ -401,7 +402,7 @@ def train(args: Args, checkpoint: dict[str, Any] | None = None) -> Path:
         batch = rollout.batch(args)
         agent.train()  # batch norm with the statistics of the batch
         grads, losses = agent.gradients(features(batch.obs), batch)
-        agent.step(grads)
+        losses["grad_norm"] = agent.step(grads)
         run.updates += 1
 
         # Only after learning, which must normalise observations as acting did

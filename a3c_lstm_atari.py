@@ -362,12 +362,13 @@ class Agent(nn.Module):
         loss, losses = self.loss(features, batch)
         return list(torch.autograd.grad(loss, list(self.parameters()))), losses
 
-    def step(self, grads: list[Tensor]) -> None:
-        """A step of the optimizer, with gradients scaled down to a norm of max_grad_norm."""
+    def step(self, grads: list[Tensor]) -> Tensor:
+        """A step with gradients scaled down to a norm of max_grad_norm; returns their norm."""
         for param, grad in zip(self.parameters(), grads):
             param.grad = grad
-        nn.utils.clip_grad_norm_(self.parameters(), self.args.max_grad_norm)
+        norm = nn.utils.clip_grad_norm_(self.parameters(), self.args.max_grad_norm)
         self.optimizer.step()
+        return norm  # before it was scaled
 
     def anneal_lr(self, env_step: int) -> None:
         """Set the learning rate: constant, or with --anneal-lr falling linearly to 0."""
@@ -437,7 +438,7 @@ def work(
             agent.train()  # batch norm with the statistics of the batch
             grads, losses = agent.gradients(features(batch.obs), batch)
             shared.anneal_lr(env_step)
-            shared.step(grads)
+            losses["grad_norm"] = shared.step(grads)
             staleness = updates.item() - copied  # updates by other workers since the copy
             updates.add_(1)
 

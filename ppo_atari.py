@@ -322,13 +322,14 @@ class Agent(nn.Module):
         loss, losses = self.loss(batch)
         return list(torch.autograd.grad(loss, list(self.parameters()))), losses
 
-    def step(self, grads: list[Tensor]) -> None:
-        """A step of the optimizer, with gradients scaled down to a norm of max_grad_norm."""
+    def step(self, grads: list[Tensor]) -> Tensor:
+        """A step with gradients scaled down to a norm of max_grad_norm; returns their norm."""
         for param, grad in zip(self.parameters(), grads):
             # Fused Adam pairs elements by memory position: a gradient needs its weight's layout.
             param.grad = torch.empty_like(param).copy_(grad)
-        nn.utils.clip_grad_norm_(self.parameters(), self.args.max_grad_norm)
+        norm = nn.utils.clip_grad_norm_(self.parameters(), self.args.max_grad_norm)
         self.optimizer.step()
+        return norm  # before it was scaled
 
     def anneal_lr(self, env_step: int) -> None:
         """Set the learning rate: constant, or with --anneal-lr falling linearly to 0."""
@@ -368,7 +369,7 @@ def train(args: Args, checkpoint: dict[str, Any] | None = None) -> Path:
                 if args.norm_advantage:
                     batch = batch._replace(advantage=normalised(batch.advantage, ranks))
                 grads, losses = gradients(batch)
-                agent.step(ranks.mean(grads))
+                losses["grad_norm"] = agent.step(ranks.mean(grads))
                 run.updates += 1
                 logs.append(losses)
             if args.target_kl is not None and ranks.mean([losses["approx_kl"]])[0] > args.target_kl:

@@ -50,11 +50,12 @@ def chunks(agent: a2c.Agent, games: a2c.AtariGames, args: a2c.Args) -> Iterator[
         yield rollout, rollout.batch(args)
 
 
-def learn(agent: a2c.Agent, batch: a2c.Batch) -> None:
-    """One update, as in train."""
+def learn(agent: a2c.Agent, batch: a2c.Batch) -> Tensor:
+    """One update, as in train; returns the norm of the gradient."""
     agent.train()
-    agent.step(agent.gradients(agent.net.features(batch.obs), batch)[0])
+    norm = agent.step(agent.gradients(agent.net.features(batch.obs), batch)[0])
     agent.net.features.standardise.update(batch.obs[..., -1])
+    return norm
 
 
 def test_layers_have_the_shapes_of_the_study() -> None:
@@ -361,7 +362,7 @@ def test_an_update_is_one_step_of_rmsprop_on_the_clipped_gradient() -> None:
     grads = torch.autograd.grad(loss, parameters)
     norm = torch.cat([grad.flatten() for grad in grads]).norm()
     assert norm > 0.01
-    learn(agent, batch)
+    torch.testing.assert_close(learn(agent, batch), norm)  # before clipping
     for old, new, grad in zip(before.parameters(), parameters, grads):
         g = grad * 0.01 / norm + 0.1 * old
         expected = old - 1e-3 * g / ((0.01 * g * g).sqrt() + 3e-3)

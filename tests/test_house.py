@@ -24,6 +24,7 @@ import numpy as np
 import pytest
 import torch
 from conftest import (
+    ATARI,
     CONTINUOUS,
     ROOT,
     SCRIPTS,
@@ -86,6 +87,8 @@ def test_the_run_folder_holds_settings_and_curves(script: ModuleType, finished: 
         "env_step,seconds,mean_return,std_return,min_return,max_return,mean_length,episodes"
     )
     assert headers["losses"].startswith("env_step,seconds,") and len(headers) == 3
+    logged = {"sac_continuous": "alpha"} | dict.fromkeys(ATARI, "grad_norm")
+    assert logged.get(script.__name__, "env_step") in headers["losses"].split(",")
     # On Atari at the end of the rollout of 64 steps in which an evaluation falls due; two games or
     # episodes at a time there and with several agents.
     steps = {

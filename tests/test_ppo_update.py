@@ -288,7 +288,8 @@ def test_a_long_gradient_is_shortened_before_adam_takes_it() -> None:
         norm = torch.cat([grad.flatten() for grad in grads]).norm()
         for p, grad in zip(other.parameters(), grads):
             p.grad = grad * length / norm
-        agent.step([p.grad.clone() for p in other.parameters() if p.grad is not None])
+        found = agent.step([p.grad.clone() for p in other.parameters() if p.grad is not None])
+        assert float(found) == pytest.approx(length, rel=1e-5), "the norm before clipping"
         torch.nn.utils.clip_grad_norm_(other.parameters(), 0.5)
         adam.step()
     for mine, expected in zip(agent.net.parameters(), other.parameters()):

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import importlib
 import multiprocessing
 import os
+import pickle
 import signal
 import sys
 import time
@@ -71,6 +73,49 @@ def test_two_simulators_agree_to_the_bit_and_an_episode_repeats_itself() -> None
     assert len(one) == len(two) > 20
     for mine, other in zip(one, two):
         assert all(np.array_equal(a, b) for a, b in zip(mine, other))
+
+
+@pytest.mark.parametrize(
+    ("traffic", "continuous"), [("light", False), ("dense", False), ("dense", True)]
+)
+def test_the_fast_step_equals_smarts_own_to_the_bit(traffic: str, continuous: bool) -> None:
+    process = importlib.import_module("process")
+
+    def play(fast: bool) -> list[Any]:
+        env = process.CrossingProcess(traffic=traffic, continuous=continuous, fast=fast)
+        moments: list[Any] = []
+        for seed in range(3):  # the second and third in a SUMO that has been in use
+            moments.append(env.reset(seed))
+            for t in range(60):
+                random = np.random.default_rng([seed, t])
+                actions: Any = random.uniform([-0.5, -0.3], [1, 0.3], (4, 2))
+                if not continuous:
+                    actions = random.choice(4, 4, p=[0.7, 0.1, 0.1, 0.1])
+                moments.append(env.step({a: actions[crossing.ARMS.index(a)] for a in env.agents}))
+                if not env.agents:
+                    break
+            moments.append(env.metrics())
+        env.close()
+        return moments
+
+    fast, own = play(True), play(False)
+    assert len(fast) == len(own) > 100
+    for mine, smarts in zip(fast, own):
+        assert pickle.dumps(mine) == pickle.dumps(smarts)
+
+
+def test_another_version_of_smarts_keeps_its_own_step(
+    env: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    env.reset(seed=1)
+    fast = importlib.import_module("fast")
+    assert type(env.sim) is fast.FastSmarts
+    monkeypatch.setattr(fast, "VERSION", "2.0.2")
+    env.start_simulator()
+    assert type(env.sim).__name__ == "SMARTS" and type(env.sumo) is fast.SumoTraffic
+    env.reset(seed=1)
+    env.step(dict.fromkeys(env.agents, 0))
+    env.close()
 
 
 def children(pid: int) -> list[int]:

@@ -186,6 +186,7 @@ class Crossing(ParallelEnv):
         self.ends: dict[str, str] = {}
         self.seconds: dict[str, float] = {}
         self.collisions: dict[str, str] = {}
+        self.moments: dict[str, list[tuple[float, ...]]] = {name: [] for name in ARMS}
         self.stack = {name: np.tile(self.look(obs[name]), (FRAMES, 1)) for name in ARMS}
         return {name: self.flat(name) for name in ARMS}, {name: {} for name in ARMS}
 
@@ -214,7 +215,11 @@ class Crossing(ParallelEnv):
             terminated[name] = name in self.ends
             truncated[name] = bool(failure) or (self.t >= self.horizon and not terminated[name])
             self.last[name] = obs[name]
-            self.stack[name] = np.stack([self.look(obs[name]), *self.stack[name][:-1]])
+            look = self.look(obs[name])
+            self.stack[name] = np.stack([look, *self.stack[name][:-1]])
+            move = math.nan if self.continuous else float(actions[name])
+            near = RADIUS * look[5 + HEADINGS]
+            self.moments[name].append((SPEED * look[3], look[2], near, move))
         self.agents = [name for name in acting if not (terminated[name] or truncated[name])]
         seen = {name: self.flat(name) for name in acting}
         infos = {name: self.info(name) if name not in self.agents else {} for name in acting}
@@ -241,13 +246,31 @@ class Crossing(ParallelEnv):
         return (reward + arrived, "goal") if after.events.reached_goal else (reward, "")
 
     def info(self, name: str) -> dict[str, Any]:
-        """Of an agent that has ended: how (or ""), and who ran into whom in a collision."""
-        return {"end": self.ends.get(name, ""), "collision": self.collisions.get(name, "")}
+        """Of an agent that has ended: how (or ""), who ran into whom, when, and how it drove."""
+        how = {"end": self.ends.get(name, ""), "collision": self.collisions.get(name, "")}
+        return how | {"seconds": 0.1 * len(self.moments[name])} | self.behaviour(name)
+
+    def behaviour(self, name: str) -> dict[str, float]:
+        """How an agent has driven: its speed [m/s], how often it changed lanes, the shortest
+        distance to another car, from centre to centre [m, RADIUS at most], shares of its moves.
+        """
+        speed, place, near, move = np.array(self.moments[name] or [[math.nan] * 4]).T
+        figures = {
+            "mean_speed": float(speed.mean()),
+            "lane_changes": float((abs(np.diff(place)) > 0.5).sum()),  # it jumps by a lane's width
+            "closest_approach": float(near.min()),
+        }
+        if not self.continuous:
+            figures |= {f"share_{m}": float((move == i).mean()) for i, m in enumerate(MANOEUVRES)}
+        return figures
 
     def metrics(self) -> dict[str, float]:
-        """Of the episode so far: shares of the agents, and how long those took that arrived."""
+        """Of the episode so far: shares of the agents, how long those took that arrived, and means
+        over the agents of how they drove.
+        """
         ends, share = list(self.ends.values()), 1 / len(ARMS)
         kinds = list(self.collisions.values())
+        drives = [self.behaviour(name) for name in ARMS]
         arrived = [self.seconds[name] for name, end in self.ends.items() if end == "goal"]
         return {
             "completion_rate": share * ends.count("goal"),  # within 2 m of it
@@ -257,7 +280,7 @@ class Crossing(ParallelEnv):
             "side_collision_rate": share * kinds.count("side"),
             "off_road_rate": share * ends.count("off road"),
             "seconds_to_cross": float(np.mean(arrived)) if arrived else math.nan,
-        }
+        } | {figure: float(np.mean([drove[figure] for drove in drives])) for figure in drives[0]}
 
     def flat(self, name: str) -> np.ndarray:
         """An agent's observation: the last moments, newest first, numbers and then images."""

@@ -254,7 +254,7 @@ class Crossing(ParallelEnv):
         """How an agent has driven: its speed [m/s], how often it changed lanes, the shortest
         distance to another car, from centre to centre [m, RADIUS at most], shares of its moves.
         """
-        speed, place, near, move = np.array(self.moments[name] or [[math.nan] * 4]).T
+        speed, place, near, move = np.array(self.moments[name] or [(math.nan,) * 4]).T
         figures = {
             "mean_speed": float(speed.mean()),
             "lane_changes": float((abs(np.diff(place)) > 0.5).sum()),  # it jumps by a lane's width

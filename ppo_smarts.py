@@ -61,7 +61,7 @@ T = TypeVar("T")
 Fixed = Annotated[T, "fixed"]  # a flag that a resumed run cannot change
 Fraction = Annotated[float, Field(ge=0, le=1)]
 Seed = Annotated[int, Field(ge=0, lt=2**31)]
-Baseline = Literal["untrained", "random", "keep-lane"]  # policies that need no checkpoint
+Baseline = Literal["untrained", "random", "keep-lane", "rules"]  # that need no checkpoint
 
 
 @dataclasses.dataclass
@@ -642,11 +642,11 @@ def make_crossing(args: Args) -> Any:
 def check_crossing(args: Args) -> None:
     """Fail if a flag of the crossing is set for another environment."""
     if args.env_id.startswith("smarts/"):
-        if args.evaluate == "keep-lane" and args.action_type != "lane":
-            fail("--evaluate keep-lane needs --action-type lane")
+        if args.evaluate in ("keep-lane", "rules") and args.action_type != "lane":
+            fail(f"--evaluate {args.evaluate} needs --action-type lane")
         return
-    if args.evaluate == "keep-lane":
-        fail(f"--evaluate keep-lane drives a car, and {args.env_id} has none; use random")
+    if args.evaluate in ("keep-lane", "rules"):
+        fail(f"--evaluate {args.evaluate} drives a car, and {args.env_id} has none; use random")
     flags = "traffic turn image horizon collision_reward off_road_reward goal_reward"
     for name in (flags + " progress_reward distance_reward").split():
         if getattr(args, name) != getattr(Args, name):
@@ -688,6 +688,7 @@ def play(args: Args, checkpoint: dict[str, Any] | None) -> dict[str, Any]:
     policies: dict[Any, Callable[[Tensor], Tensor]] = {
         "random": lambda obs: random_action(env),
         "keep-lane": lambda obs: torch.zeros(len(env.names), dtype=torch.int64),
+        "rules": lambda obs: torch.tensor(importlib.import_module("rules").actions(obs.tolist())),
     }
     policy = policies.get(args.evaluate, agent.eval_action)
     result = evaluate(policy, env, args, checkpoint["run"]["env_step"] if checkpoint else 0)

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import importlib
 import multiprocessing
 import os
+import pickle
 import signal
 import sys
 import time
@@ -71,6 +73,49 @@ def test_two_simulators_agree_to_the_bit_and_an_episode_repeats_itself() -> None
     assert len(one) == len(two) > 20
     for mine, other in zip(one, two):
         assert all(np.array_equal(a, b) for a, b in zip(mine, other))
+
+
+@pytest.mark.parametrize(
+    ("traffic", "continuous"), [("light", False), ("dense", False), ("dense", True)]
+)
+def test_the_fast_step_equals_smarts_own_to_the_bit(traffic: str, continuous: bool) -> None:
+    process = importlib.import_module("process")
+
+    def play(fast: bool) -> list[Any]:
+        env = process.CrossingProcess(traffic=traffic, continuous=continuous, fast=fast)
+        moments: list[Any] = []
+        for seed in range(3):  # the second and third in a SUMO that has been in use
+            moments.append(env.reset(seed))
+            for t in range(60):
+                random = np.random.default_rng([seed, t])
+                actions: Any = random.uniform([-0.5, -0.3], [1, 0.3], (4, 2))
+                if not continuous:
+                    actions = random.choice(4, 4, p=[0.7, 0.1, 0.1, 0.1])
+                moments.append(env.step({a: actions[crossing.ARMS.index(a)] for a in env.agents}))
+                if not env.agents:
+                    break
+            moments.append(env.metrics())
+        env.close()
+        return moments
+
+    fast, own = play(True), play(False)
+    assert len(fast) == len(own) > 100
+    for mine, smarts in zip(fast, own):
+        assert pickle.dumps(mine) == pickle.dumps(smarts)
+
+
+def test_another_version_of_smarts_keeps_its_own_step(
+    env: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    env.reset(seed=1)
+    fast = importlib.import_module("fast")
+    assert type(env.sim) is fast.FastSmarts
+    monkeypatch.setattr(fast, "VERSION", "2.0.2")
+    env.start_simulator()
+    assert type(env.sim).__name__ == "SMARTS" and type(env.sumo) is fast.SumoTraffic
+    env.reset(seed=1)
+    env.step(dict.fromkeys(env.agents, 0))
+    env.close()
 
 
 def children(pid: int) -> list[int]:
@@ -453,7 +498,8 @@ def test_rates_count_how_each_agents_task_ended(env: Any, monkeypatch: pytest.Mo
         _, _, terminated, truncated, _ = env.step(dict.fromkeys(env.agents, 0))
         assert not any(truncated.values())
     assert terminated == {"west": True}
-    assert env.metrics() == {
+    metrics = env.metrics()
+    assert {name: metrics[name] for name in list(metrics)[:7]} == {
         "completion_rate": 0.5,
         "collision_rate": 0.25,
         "hit_from_behind_rate": 0,
@@ -462,6 +508,61 @@ def test_rates_count_how_each_agents_task_ended(env: Any, monkeypatch: pytest.Mo
         "off_road_rate": 0.25,
         "seconds_to_cross": pytest.approx((0.1 + 0.3) / 2),
     }
+
+
+def test_an_agent_that_ends_is_told_how_it_has_driven(
+    env: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    env.reset(seed=3)
+    drives = iter(
+        [  # speed, place in the lane, another car so many metres ahead
+            (10.0, 0.1, 20.0),
+            (8.0, 0.45, 6.0),
+            (6.0, -0.45, 9.0),  # over the line to the lane on its left
+            (0.0, 0.0, 30.0),
+        ]
+    )
+
+    def step(moves: Any) -> Any:
+        speed, place, ahead = next(drives)
+        what = seen((0, 0), others=[(0, ahead, 5.0)], reached_goal=speed == 0)
+        what.ego_vehicle_state.speed = speed
+        what.waypoint_paths[0][0].signed_lateral_error = lambda p: 3.2 * place
+        return (dict.fromkeys(moves, what),)
+
+    monkeypatch.setattr(env.sim, "step", step)
+    env.last = {name: seen((0, 0)) for name in crossing.ARMS}
+    for move in 0, 1, 3, 3:
+        infos = env.step(dict.fromkeys(env.agents, move))[4]
+    expected = {"mean_speed": 6.0, "lane_changes": 1.0, "closest_approach": 6.0}
+    shares = {"keep_lane": 0.25, "slow_down": 0.25, "change_lane_right": 0, "change_lane_left": 0.5}
+    expected |= {f"share_{move}": share for move, share in shares.items()}
+    assert set(infos) == set(crossing.ARMS)
+    for info in infos.values():
+        how = info.pop("end"), info.pop("collision"), info.pop("seconds")
+        assert how == ("goal", "", 0.4)
+        assert info == pytest.approx(expected, abs=1e-5)
+    assert {name: env.metrics()[name] for name in expected} == pytest.approx(expected, abs=1e-5)
+
+
+def test_the_rule_goes_if_the_way_is_clear_and_brakes_if_it_is_not(env: Any) -> None:
+    rules = importlib.import_module("rules")
+
+    def action(*others: Any, speed: float = 7.5) -> str:
+        obs = seen((0, 0), others=others)
+        obs.ego_vehicle_state.speed = speed
+        return crossing.MANOEUVRES[rules.actions([env.look(obs).tolist()])[0]]
+
+    assert action() == "keep_lane"
+    assert action((0, 12, 0.0)) == "slow_down"  # one stands ahead
+    assert action((0, 12, 12.0)) == "keep_lane"  # one drives away
+    assert action((0, -6, 12.0)) == "keep_lane"  # one comes from behind, and looks out itself
+    assert action((0, 3, 0.0), speed=0.0) == "slow_down"
+    # A lane that turns to the left leads past the car ahead.
+    turned = seen((0, 0), others=[(0, 15, 0.0)])
+    for point in (points := turned.waypoint_paths[0]):
+        point.relative_heading = lambda h: 0.12 * 10
+    assert len(points) == 3 and rules.actions([env.look(turned).tolist()]) == [0]
 
 
 def test_keep_lane_keeps_its_lane(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -480,6 +581,9 @@ def test_keep_lane_keeps_its_lane(monkeypatch: pytest.MonkeyPatch) -> None:
     ppo.play(args(evaluate="keep-lane"), None)
     moves = policies[0](torch.zeros(4, 7))
     assert [crossing.MANOEUVRES[move] for move in moves] == ["keep_lane"] * 4
+    ppo.play(args(evaluate="rules"), None)
+    obs = torch.zeros(4, crossing.FRAMES * crossing.NUMBERS)  # other cars are where the agent is
+    assert [crossing.MANOEUVRES[move] for move in policies[1](obs)] == ["keep_lane"] * 4
 
 
 def test_the_flags_of_the_script_reach_the_crossing(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -94,7 +94,8 @@ def execute(line: str, workshop: Path) -> None:
     expected, environ = 0, dict(os.environ, PYTHON=sys.executable)
     if program == "python" and Path(words[1]).stem in SCRIPTS:
         script = importlib.import_module(Path(words[1]).stem)
-        if not {"--run-dir", "--resume", "--evaluate", "--help"} & {*words} or "keep-lane" in words:
+        runs = {"--run-dir", "--resume", "--evaluate", "--help"} & {*words}
+        if not runs or {"keep-lane", "rules"} & {*words}:
             with mock.patch.object(sys, "argv", words[1:]):
                 args, _ = script.read_flags()
             if kind(script) == "continuous":

@@ -35,9 +35,11 @@ from smarts.core.controllers import ActionSpaceType
 from smarts.core.plan import NavigationMission, PositionalGoal, Start
 from smarts.core.scenario import Scenario
 from smarts.core.smarts import SMARTS
-from smarts.core.sumo_traffic_simulation import SumoTrafficSimulation
 from smarts.core.utils.core_math import vec_to_radians
 from smarts.sstudio.sstypes import IdEntryTactic
+
+sys.path.insert(0, str(Path(__file__).parent))
+from fast import simulator
 
 ARMS = ["north", "east", "south", "west"]  # clockwise
 TURNS = {"left": (1, [1]), "straight": (2, [0, 1]), "right": (3, [0])}  # arms on; lanes to do it in
@@ -53,14 +55,6 @@ GRASS_TO_LINES = np.array([[86, 122, 80], [92, 92, 96], [190, 190, 190], [222, 1
 AGENTS = np.array([[231, 76, 60], [52, 152, 219], [241, 196, 15], [155, 89, 182]], np.uint8)
 
 
-class SumoTraffic(SumoTrafficSimulation):
-    """SUMO without a flag with which SUMO 1.28 crashes after some thousand steps."""
-
-    def _base_sumo_load_params(self) -> list[str]:
-        flags = super()._base_sumo_load_params()
-        return [flag for flag in flags if not flag.startswith("--lanechange.duration")]
-
-
 class Crossing(ParallelEnv):
     """The environment. Reaching the goal, a collision, and leaving road or route end a task.
 
@@ -68,7 +62,8 @@ class Crossing(ParallelEnv):
     place of one of the four MANOEUVRES. traffic: none, light or dense. turn: left, straight, right,
     or any, drawn for every agent and episode. image: see the surroundings from above as well.
     horizon: steps of 0.1 s after which an episode is truncated. rewards: of a collision, of leaving
-    the road, of arriving, of a metre nearer to the goal, and of a metre driven.
+    the road, of arriving, of a metre nearer to the goal, and of a metre driven. fast: the step of
+    fast.py, which gives the same numbers as SMARTS's own.
     """
 
     metadata = {"name": "intersection-4lane", "render_modes": ["rgb_array"], "render_fps": 10}
@@ -82,11 +77,12 @@ class Crossing(ParallelEnv):
         image: bool = False,
         horizon: int = 400,
         rewards: tuple[float, ...] = (-50.0, -50.0, 20.0, 0.1, 0.05),
+        fast: bool = True,
     ) -> None:
         logging.disable(logging.WARNING)  # SMARTS and SUMO warn of what is intended here
         warnings.filterwarnings("ignore", module="smarts")
         self.continuous, self.traffic, self.turn = continuous, traffic, turn
-        self.image, self.horizon, self.rewards = image, horizon, rewards
+        self.image, self.horizon, self.rewards, self.fast = image, horizon, rewards, fast
         self.pixels = FRAMES * SIDE**2 if image else 0  # they come last in an observation
         self.possible_agents, self.agents = list(ARMS), list[str]()
         size = (FRAMES * NUMBERS + self.pixels,)
@@ -112,8 +108,7 @@ class Crossing(ParallelEnv):
             neighborhood_vehicle_states=NeighborhoodVehicles(radius=RADIUS),
             action=ActionSpaceType.Continuous if self.continuous else ActionSpaceType.Lane,
         )
-        self.sumo = SumoTraffic(headless=True)
-        self.sim = SMARTS(dict.fromkeys(ARMS, interface), traffic_sims=[self.sumo])
+        self.sim, self.sumo = simulator(dict.fromkeys(ARMS, interface), self.fast)
         self.logs = tempfile.TemporaryDirectory(prefix="crossing-")
         routes = [f"{self.logs.name}/agents.rou.xml"]
         if self.traffic != "none":
@@ -191,6 +186,7 @@ class Crossing(ParallelEnv):
         self.ends: dict[str, str] = {}
         self.seconds: dict[str, float] = {}
         self.collisions: dict[str, str] = {}
+        self.moments: dict[str, list[tuple[float, ...]]] = {name: [] for name in ARMS}
         self.stack = {name: np.tile(self.look(obs[name]), (FRAMES, 1)) for name in ARMS}
         return {name: self.flat(name) for name in ARMS}, {name: {} for name in ARMS}
 
@@ -219,7 +215,11 @@ class Crossing(ParallelEnv):
             terminated[name] = name in self.ends
             truncated[name] = bool(failure) or (self.t >= self.horizon and not terminated[name])
             self.last[name] = obs[name]
-            self.stack[name] = np.stack([self.look(obs[name]), *self.stack[name][:-1]])
+            look = self.look(obs[name])
+            self.stack[name] = np.stack([look, *self.stack[name][:-1]])
+            move = math.nan if self.continuous else float(actions[name])
+            near = RADIUS * look[5 + HEADINGS]
+            self.moments[name].append((SPEED * look[3], look[2], near, move))
         self.agents = [name for name in acting if not (terminated[name] or truncated[name])]
         seen = {name: self.flat(name) for name in acting}
         infos = {name: self.info(name) if name not in self.agents else {} for name in acting}
@@ -246,13 +246,31 @@ class Crossing(ParallelEnv):
         return (reward + arrived, "goal") if after.events.reached_goal else (reward, "")
 
     def info(self, name: str) -> dict[str, Any]:
-        """Of an agent that has ended: how (or ""), and who ran into whom in a collision."""
-        return {"end": self.ends.get(name, ""), "collision": self.collisions.get(name, "")}
+        """Of an agent that has ended: how (or ""), who ran into whom, when, and how it drove."""
+        how = {"end": self.ends.get(name, ""), "collision": self.collisions.get(name, "")}
+        return how | {"seconds": 0.1 * len(self.moments[name])} | self.behaviour(name)
+
+    def behaviour(self, name: str) -> dict[str, float]:
+        """How an agent has driven: its speed [m/s], how often it changed lanes, the shortest
+        distance to another car, from centre to centre [m, RADIUS at most], shares of its moves.
+        """
+        speed, place, near, move = np.array(self.moments[name] or [(math.nan,) * 4]).T
+        figures = {
+            "mean_speed": float(speed.mean()),
+            "lane_changes": float((abs(np.diff(place)) > 0.5).sum()),  # it jumps by a lane's width
+            "closest_approach": float(near.min()),
+        }
+        if not self.continuous:
+            figures |= {f"share_{m}": float((move == i).mean()) for i, m in enumerate(MANOEUVRES)}
+        return figures
 
     def metrics(self) -> dict[str, float]:
-        """Of the episode so far: shares of the agents, and how long those took that arrived."""
+        """Of the episode so far: shares of the agents, how long those took that arrived, and means
+        over the agents of how they drove.
+        """
         ends, share = list(self.ends.values()), 1 / len(ARMS)
         kinds = list(self.collisions.values())
+        drives = [self.behaviour(name) for name in ARMS]
         arrived = [self.seconds[name] for name, end in self.ends.items() if end == "goal"]
         return {
             "completion_rate": share * ends.count("goal"),  # within 2 m of it
@@ -262,7 +280,7 @@ class Crossing(ParallelEnv):
             "side_collision_rate": share * kinds.count("side"),
             "off_road_rate": share * ends.count("off road"),
             "seconds_to_cross": float(np.mean(arrived)) if arrived else math.nan,
-        }
+        } | {figure: float(np.mean([drove[figure] for drove in drives])) for figure in drives[0]}
 
     def flat(self, name: str) -> np.ndarray:
         """An agent's observation: the last moments, newest first, numbers and then images."""
@@ -281,18 +299,23 @@ class Crossing(ParallelEnv):
         ego = obs.ego_vehicle_state
         at, forward = np.array(ego.position[:2]), ahead(ego.heading)
         axes = np.array([forward, [forward[1], -forward[0]]])
-        lane = min(obs.waypoint_paths, key=lambda path: path[0].dist_to(ego.position))
-        aside = lane[0].signed_lateral_error(ego.position) / lane[0].lane_width
-        turns = [float(point.relative_heading(ego.heading)) for point in lane[:HEADINGS]]
-        turns += turns[-1:] * (HEADINGS - len(turns))  # near the end of the road
+        aside, ways = obs.lane if hasattr(obs, "lane") else lane(obs)
+        turns = np.full(HEADINGS, ways[-1])  # near the end of the road, the last one goes on
+        turns[: len(ways)] = ways
         goal = axes @ (np.array(ego.mission.goal.position[:2]) - at) / 100
         near = np.tile([1.0, 1.0, 0.0, 0.0, 0.0], (NEIGHBOURS, 1))  # nobody: far ahead
-        others = [(np.array(o.position[:2]) - at, o) for o in obs.neighborhood_vehicle_states]
-        others.sort(key=lambda other: float(other[0] @ other[0]))
-        for row, (offset, other) in zip(near, others):
-            motion = other.speed * ahead(other.heading) - ego.speed * axes[0]
-            row[0], row[1:3] = np.linalg.norm(offset) / RADIUS, axes @ offset / RADIUS
-            row[3:] = axes @ motion / SPEED
+        others = obs.neighborhood_vehicle_states
+        if others:
+            offsets = np.array([other.position[:2] for other in others]) - at  # [cars, 2]
+            away = np.linalg.norm(offsets, axis=1)
+            order = np.argsort(away, kind="stable")[:NEIGHBOURS]
+            headings = np.array([float(other.heading) for other in others])
+            speeds = np.array([other.speed for other in others])[:, None]
+            motions = speeds * np.stack([-np.sin(headings), np.cos(headings)], axis=1)
+            motions -= ego.speed * forward
+            near[: len(order), 0] = away[order] / RADIUS
+            near[: len(order), 1:3] = offsets[order] @ axes.T / RADIUS
+            near[: len(order), 3:] = motions[order] @ axes.T / SPEED
         own = [*goal, aside, ego.speed / SPEED, float(ego.steering)]
         enlarged = np.clip(10 * np.vstack([goal, near[:, 1:3]]), -1, 1)
         parts: list[Any] = [own, turns, near.ravel(), enlarged.ravel()]
@@ -303,7 +326,7 @@ class Crossing(ParallelEnv):
             ground = np.pad(self.ground, 1)  # grass all around
             row, column = (np.clip(index, -1, 720).astype(int) + 1 for index in (row, column))
             picture = 0.3 * (ground[row, column] > 0)
-            for _, other in others:
+            for other in others:
                 picture[covered(points, other.position, other.heading, other.bounding_box)] = 1.0
             parts.append(picture.ravel())
         return np.concatenate(parts).astype(np.float32)
@@ -340,6 +363,14 @@ class Crossing(ParallelEnv):
 def ahead(heading: Any) -> np.ndarray:
     """The unit vector of a heading: 0 is north, and they run anticlockwise."""
     return np.array([-np.sin(float(heading)), np.cos(float(heading))])
+
+
+def lane(obs: Any) -> tuple[float, list[float]]:
+    """Where in its lane a car is, in widths to the left; how the lane turns, each metre ahead."""
+    ego = obs.ego_vehicle_state
+    path = min(obs.waypoint_paths, key=lambda path: path[0].dist_to(ego.position))
+    turns = [float(point.relative_heading(ego.heading)) for point in path[:HEADINGS]]
+    return path[0].signed_lateral_error(ego.position) / path[0].lane_width, turns
 
 
 def collision(obs: Any) -> str:

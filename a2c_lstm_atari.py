@@ -65,6 +65,7 @@ class Args:
     episodic_life: bool = True  # when learning, losing a life counts as termination
     clip_rewards: bool = True  # when learning, rewards are clipped to their sign
     full_action_space: Fixed[bool] = False  # all 18 actions, also those without effect in a game
+    actions: Fixed[tuple[str, ...]] = ()  # only these, by ALE's names, such as NOOP RIGHT LEFT
     max_episode_frames: Fixed[PositiveInt] = 108_000  # a game is truncated here: 30 minutes
     norm_obs: Fixed[bool] = True  # subtract each pixel's mean, see Standardise; else pixels / 255
 
@@ -134,7 +135,8 @@ class AtariGames:
     def __init__(self, args: Args, num_envs: int, colour: bool = False) -> None:
         self.envs = make_envs(args, num_envs, colour)
         self.num_envs, self.device = num_envs, args.device
-        self.num_actions = len(self.envs.ale.get_action_set())
+        self.actions = action_numbers(self.envs, args)  # [A]
+        self.num_actions = len(self.actions)
 
     def begin(self, *seed: int) -> None:
         """Begin all games, with seeds derived from the given numbers."""
@@ -148,8 +150,8 @@ class AtariGames:
 
     def step(self, action: Tensor) -> tuple[np.ndarray, np.ndarray, np.ndarray, np.ndarray]:
         """Take action [N]; returns the raw reward, terminated, truncated, life_lost, each [N]."""
-        lives = self.lives
-        obs, reward, terminated, truncated, info = self.envs.step(action.cpu().numpy())
+        lives, number = self.lives, self.actions[action.cpu().numpy()]
+        obs, reward, terminated, truncated, info = self.envs.step(number)
         self.observe(obs, info)
         return reward.astype(np.float32), terminated, truncated, self.lives < lives
 
@@ -159,7 +161,6 @@ class AtariGames:
 
 
 # [/shared]
-# [shared: recurrent network]
 class Features(nn.Module):
     """The layers before the LSTM, which only cnn-lstm has: uint8 [B, 84, 84, 4] -> [B, size]."""
 
@@ -230,7 +231,6 @@ class Batch(NamedTuple):
     state: Tensor  # [2, 1, N, 256], h and c of the LSTM before the first step
 
 
-# [/shared]
 # [shared: advantages]
 def advantages(
     reward: Tensor, value: Tensor, next_value: Tensor, terminated: Tensor, ended: Tensor, args: Args
@@ -476,6 +476,16 @@ def make_envs(args: Args, num_envs: int, colour: bool) -> AtariVectorEnv:
         grayscale=not colour,
         reward_clipping=False,  # scores are raw; the rollout clips rewards
     )
+
+
+def action_numbers(envs: AtariVectorEnv, args: Args) -> np.ndarray:
+    """ALE's numbers of the game's actions, or of those that --actions names."""
+    names = [action.name for action in envs.ale.get_action_set()]
+    for name in args.actions:
+        if name not in names:
+            every = "" if args.full_action_space else "; --full-action-space allows all 18"
+            fail(f"--actions has {name}; {args.env_id} has {' '.join(names)}{every}")
+    return np.array([names.index(name) for name in args.actions or names])
 
 
 # [/shared]

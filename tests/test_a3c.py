@@ -40,8 +40,9 @@ def test_one_worker_learns_what_a2c_learns_from_one_game(shared: bool, tmp_path:
         torch.testing.assert_close(learned[name], value, rtol=1e-5, atol=1e-6)
 
 
-def test_a_rollout_is_that_of_a2c() -> None:
-    assert inspect.getsource(a3c.Rollout) == inspect.getsource(a2c.Rollout)
+@pytest.mark.parametrize("name", ["Features", "ActorCritic", "Batch", "Rollout"])
+def test_the_network_and_the_rollout_are_those_of_a2c(name: str) -> None:
+    assert inspect.getsource(getattr(a3c, name)) == inspect.getsource(getattr(a2c, name))
 
 
 class OneRollout:

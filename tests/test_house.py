@@ -321,6 +321,7 @@ BAD: dict[str, list[tuple[dict[str, Any], list[str]]]] = {
         ({"env_id": "Pendulum-v1"}, ["Pendulum-v1", "ALE/Pong-v5"]),
         ({"max_episode_frames": 0}, ["--max-episode-frames", "0", "greater than 0"]),
         ({"sticky_actions": 1.5}, ["--sticky-actions", "1.5", "less than or equal to 1"]),
+        ({"actions": ("NOOP", "JUMP")}, ["JUMP", "RIGHTFIRE", "--full-action-space"]),
     ],
     "smarts": [
         ({"env_id": "mpe2/simple_spred_v3"}, ["simple_spred", "did you mean", "simple_spread_v3"]),

@@ -3,8 +3,8 @@
 # rates, activation and workers: one changed at a time from a2c, which has the LSTM, one game,
 # chunks of 768 steps, batch normalisation, weight decay 0.1 and a temperature that falls from 2
 # over 50,000 games, and over 5,000 in temperature_scaled, as 2M steps are about 10,000 games where
-# the study had 40k. No script has the three actions yet (--minimal-actions), nor asynchronous
-# workers.
+# the study had 40k. Three actions, as in the study, of which two hold the fire button: without it
+# no ball comes after a lost life. Asynchronous workers are not here.
 #
 #   benchmark/studies/a2c_breakout.sh --workers 2   any flag of run.sh, such as --smoke
 #   python benchmark/plot.py runs/a2c_breakout --out benchmark/results/a2c_breakout
@@ -22,6 +22,7 @@ exec benchmark/run.sh --runs-dir "runs/$(basename "$study" .sh)" --script a2c_ls
     --setting a2c_silu "--activation silu" \
     --setting a2c_4_games "--num-envs 4 --chunk-size 192" \
     --setting a2c_16_games "--num-envs 16 --chunk-size 48" \
-    "$@" -- --num-envs 1 --chunk-size 768 --batch-norm --weight-decay 0.1 --learning-rate 1e-3 \
+    "$@" -- --full-action-space --actions NOOP RIGHTFIRE LEFTFIRE --num-envs 1 --chunk-size 768 \
+    --batch-norm --weight-decay 0.1 --learning-rate 1e-3 \
     --no-anneal-lr --max-grad-norm 104 --entropy-coef 0 --temperature-init 2 \
     --temperature-decay-episodes 50000 --total-timesteps 2000000 --eval-interval 100000

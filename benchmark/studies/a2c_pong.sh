@@ -3,8 +3,8 @@
 # and workers, of chunks and of clipping (the study's sums over 768 steps as means): one changed at
 # a time from a2c, which has the LSTM, one game, chunks of 768 steps, batch normalisation, weight
 # decay 0.1 and a temperature that falls from 2 over 10,000 games, and over 500 in
-# temperature_scaled, as 1M steps are about 1,000 games where the study had 40k. No script has the
-# three actions yet (--minimal-actions), nor asynchronous workers.
+# temperature_scaled, as 1M steps are about 1,000 games where the study had 40k. Three actions, as
+# in the study. Asynchronous workers are not here.
 #
 #   benchmark/studies/a2c_pong.sh --workers 2       any flag of run.sh, such as --smoke
 #   python benchmark/plot.py runs/a2c_pong --out benchmark/results/a2c_pong
@@ -23,6 +23,7 @@ exec benchmark/run.sh --runs-dir "runs/$(basename "$study" .sh)" --script a2c_ls
     --setting a2c_4_games "--num-envs 4 --chunk-size 192" \
     --setting a2c_16_games "--num-envs 16 --chunk-size 48" \
     --vary chunk-size 256 512 --vary max-grad-norm 1.3 6.5 inf \
-    "$@" -- --num-envs 1 --chunk-size 768 --batch-norm --weight-decay 0.1 --learning-rate 1e-3 \
+    "$@" -- --actions NOOP RIGHT LEFT --num-envs 1 --chunk-size 768 \
+    --batch-norm --weight-decay 0.1 --learning-rate 1e-3 \
     --no-anneal-lr --max-grad-norm 104 --entropy-coef 0 --temperature-init 2 \
     --temperature-decay-episodes 10000 --total-timesteps 1000000 --eval-interval 50000

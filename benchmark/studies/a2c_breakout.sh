@@ -4,7 +4,7 @@
 # chunks of 768 steps, batch normalisation, weight decay 0.1 and a temperature that falls from 2
 # over 50,000 games, and over 5,000 in temperature_scaled, as 2M steps are about 10,000 games where
 # the study had 40k. Three actions, as in the study, of which two hold the fire button: without it
-# no ball comes after a lost life. Asynchronous workers are not here.
+# no ball comes after a lost life. Asynchronous workers: a3c_atari.sh.
 #
 #   benchmark/studies/a2c_breakout.sh --workers 2   any flag of run.sh, such as --smoke
 #   python benchmark/plot.py runs/a2c_breakout --out benchmark/results/a2c_breakout

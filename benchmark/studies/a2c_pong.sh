@@ -4,7 +4,7 @@
 # a time from a2c, which has the LSTM, one game, chunks of 768 steps, batch normalisation, weight
 # decay 0.1 and a temperature that falls from 2 over 10,000 games, and over 500 in
 # temperature_scaled, as 1M steps are about 1,000 games where the study had 40k. Three actions, as
-# in the study. Asynchronous workers are not here.
+# in the study. Asynchronous workers: a3c_atari.sh.
 #
 #   benchmark/studies/a2c_pong.sh --workers 2       any flag of run.sh, such as --smoke
 #   python benchmark/plot.py runs/a2c_pong --out benchmark/results/a2c_pong

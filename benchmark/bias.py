@@ -51,9 +51,9 @@ def bias(agent: td3.Agent, env: gym.Env, args: td3.Args, env_step: int) -> dict[
             state = td3.to_tensor(obs, args.device).unsqueeze(0)
             action = agent.actor(state)
             seen.append(float(agent.critics[0](state, action)))
-            obs, reward, terminated, truncated, info = env.step(action.squeeze(0).cpu().numpy())
+            obs, reward, terminated, truncated, _ = env.step(action.squeeze(0).cpu().numpy())
             rewards.append(float(reward))
-            length += info["steps"]
+            length += args.action_repeat
             ended = terminated or truncated or length >= td3.MAX_EPISODE
         for left, (value, to_go) in enumerate(zip(seen[::-1], returns_to_go(rewards, args)), 1):
             if terminated or args.gamma**left <= 0.01:
@@ -66,16 +66,16 @@ def bias(agent: td3.Agent, env: gym.Env, args: td3.Args, env_step: int) -> dict[
 class Run(td3.Run):
     """td3_continuous.py's Run, with two more columns in each evaluation."""
 
+    def __init__(self, args: td3.Args, checkpoint: dict[str, Any] | None, **parts: Any) -> None:
+        super().__init__(args, checkpoint, **parts)
+        self.env = td3.make_env(args)
+
     def evaluate_if_due(self, evaluate: Callable[[], dict[str, Any]]) -> None:
-        agent, args = self.parts["agent"], self.args
-
-        def both() -> dict[str, Any]:
-            env = td3.make_env(args)
-            result = evaluate() | bias(agent, env, args, self.env_step)
-            env.close()
-            return result
-
-        super().evaluate_if_due(both)
+        """As in td3_continuous.py; the bias is measured after the evaluation."""
+        agent = self.parts["agent"]
+        super().evaluate_if_due(
+            lambda: evaluate() | bias(agent, self.env, self.args, self.env_step)
+        )
 
 
 def main() -> None:

@@ -55,7 +55,7 @@ from tqdm import tqdm
 SCRIPT = Path(__file__).stem
 MAX_EPISODE = 100_000  # steps after which an evaluation cuts an episode off
 T = TypeVar("T")
-Fixed = Annotated[T, "fixed"]  # a flag that a resumed run cannot change
+Fixed = Annotated[T, "fixed"]  # a flag that --resume and --evaluate cannot change
 Fraction = Annotated[float, Field(ge=0, le=1)]
 Steps = Annotated[int, Field(ge=0)]
 Seed = Annotated[int, Field(ge=0, lt=2**31)]
@@ -523,7 +523,10 @@ class ParameterNoise(Noise):
 # [/shared]
 # [shared: action repeat]
 class ActionRepeat(gym.Wrapper):
-    """Hold each action for several steps, or until the episode ends; the rewards are added."""
+    """Hold each action for several steps, or until the episode ends; the rewards are added.
+
+    An episode's last action counts with all its steps, also where the episode ends within them.
+    """
 
     def __init__(self, env: gym.Env, repeat: int) -> None:
         super().__init__(env)
@@ -949,12 +952,13 @@ def read_flags() -> tuple[Args, dict[str, Any] | None]:
             saved.device = "auto"
     args = tyro.cli(Args, default=saved)
     if checkpoint:
+        # A policy can be evaluated in other episodes than those that it learned from.
+        episodes = ["seed", "sticky_actions", "traffic", "turn", "horizon"]
         for name, hint in typing.get_type_hints(Args, include_extras=True).items():
             before, now = getattr(saved, name), getattr(args, name)
-            if before != now and "fixed" in typing.get_args(hint):
-                if args.resume:
-                    fail(f"{path} has {name} {before}, which cannot be changed")
-                say(f"{name} is {now}; in training it was {before}")
+            free = args.evaluate and name in episodes
+            if before != now and "fixed" in typing.get_args(hint) and not free:
+                fail(f"{path} has {name} {before}, which cannot be changed")
         if args.resume and checkpoint["run"]["env_step"] >= args.total_timesteps:
             fail(f"{args.resume} is finished; a larger --total-timesteps continues it")
         if args.evaluate:

@@ -28,6 +28,7 @@ from typing import Any
 import gymnasium as gym
 import numpy as np
 import smarts.core
+from fast import simulator  # beside this file
 from pettingzoo import ParallelEnv
 from smarts.core import coordinates
 from smarts.core.agent_interface import AgentInterface, NeighborhoodVehicles, Waypoints
@@ -37,9 +38,6 @@ from smarts.core.scenario import Scenario
 from smarts.core.smarts import SMARTS
 from smarts.core.utils.core_math import vec_to_radians
 from smarts.sstudio.sstypes import IdEntryTactic
-
-sys.path.insert(0, str(Path(__file__).parent))
-from fast import simulator
 
 ARMS = ["north", "east", "south", "west"]  # clockwise
 TURNS = {"left": (1, [1]), "straight": (2, [0, 1]), "right": (3, [0])}  # arms on; lanes to do it in

@@ -114,7 +114,7 @@ class Args:
     wandb_entity: str | None = None  # W&B user or team
 
     # Machine
-    device: Literal["auto", "cpu", "cuda"] = "cpu"  # only cpu: the workers share its memory
+    device: Literal["auto", "cpu", "cuda"] = "auto"  # auto: the GPU if there is one
     compile: bool = False  # compile Features, in each worker: later start, then faster
     bfloat16: bool = False  # convolutions in bfloat16: faster, less exact
     torch_deterministic: bool = True  # only deterministic cuDNN kernels
@@ -124,8 +124,6 @@ class Args:
         return self.num_workers
 
     def __post_init__(self) -> None:
-        if self.device != "cpu":
-            fail(f"--device is {self.device}; the workers share no memory of a GPU, use cpu")
         if self.temperature_min > self.temperature_init:
             fail(f"--temperature-min is {self.temperature_min}, above --temperature-init")
         if self.batch_norm and self.model == "linear":
@@ -460,6 +458,9 @@ def train(args: Args, checkpoint: dict[str, Any] | None = None) -> Path:
     This process counts, logs, evaluates and saves; the workers play and learn. With one worker a
     run is reproducible. With several it is not, since their order depends on the machine.
     """
+    if args.device == "cuda":
+        fail("--device is cuda, but the workers share no memory of a GPU; use --device cpu")
+    args.device = "cpu"
     start_torch(args)
     agent = Agent(AtariGames(args, 1).num_actions, args)
     run = Run(args, checkpoint, agent=agent, optimizer=agent.optimizer)

@@ -2,7 +2,7 @@
 # Study S2, claim C12: A3C with 1, 4 and 16 asynchronous workers on Pong and Breakout, beside
 # synchronous A2C with as many games. 1M steps; the study: about 40,000 games.
 #
-#   benchmark/studies/a3c_atari.sh                  any flag of run.sh, such as --smoke
+#   benchmark/studies/a3c_atari.sh --workers 1      any flag of run.sh, such as --smoke
 #   python benchmark/plot.py runs/a3c_atari --out benchmark/results/a3c_atari
 study=$(readlink -f "$0") && cd "${study%/*}/../.." || exit
 

@@ -229,17 +229,17 @@ def page_of(name: str) -> Path:
 
 
 def test_scores_on_the_site_are_the_last_evaluations_of_the_runs(pages: dict[str, Html]) -> None:
-    groups: dict[tuple[str, str], list[list[dict[str, str]]]] = {}
+    groups: dict[tuple[str, str, str], list[list[dict[str, str]]]] = {}
     for path in sorted((ROOT / "benchmark" / "results").glob("*/*__*/evaluations.csv")):
         env, name, _ = path.parent.name.split("__")[:3]
         if path.parts[-3] == "parity":  # runs of peers
             continue
         with path.open() as file:
-            groups.setdefault((env, name), []).append(list(csv.DictReader(file)))
+            groups.setdefault((path.parts[-3], env, name), []).append(list(csv.DictReader(file)))
     assert len(groups) >= 10
     cells = [row for page in pages.values() for row in page.cells]
     table = [[cell.strip() for cell in row] for row in cells]
-    for (_, name), runs in groups.items():
+    for (_, _, name), runs in groups.items():
         end = min(int(run[-1]["env_step"]) for run in runs)
         last = [float(r["mean_return"]) for run in runs for r in run if int(r["env_step"]) == end]
         mean, seeds = statistics.fmean(last), str(len(runs))

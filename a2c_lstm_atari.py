@@ -479,7 +479,7 @@ def make_envs(args: Args, num_envs: int, colour: bool) -> AtariVectorEnv:
 
 
 def action_numbers(envs: AtariVectorEnv, args: Args) -> np.ndarray:
-    """ALE's numbers of the game's actions, or of those that --actions names."""
+    """Numbers [A], in ALE's order, of all actions of the game or of those in --actions."""
     names = [action.name for action in envs.ale.get_action_set()]
     for name in args.actions:
         if name not in names:

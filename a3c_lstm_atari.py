@@ -5,7 +5,7 @@ copy, and computes a gradient as A2C does. It applies this gradient to the share
 waiting for the others, which may have changed the network since the copy was made: the gradient is
 stale. Nothing is locked; of two writes at the same moment, one may be lost (Hogwild).
 
-    each worker, without end:
+    each worker repeats:
     copy     θ' = θ, the shared parameters
     play     T steps of its game with θ'
     learn    g = ∇ of A2C's loss at θ'; θ = θ - RMSprop(g), whose statistics are shared too
@@ -563,7 +563,7 @@ def make_envs(args: Args, num_envs: int, colour: bool) -> AtariVectorEnv:
 
 
 def action_numbers(envs: AtariVectorEnv, args: Args) -> np.ndarray:
-    """ALE's numbers of the game's actions, or of those that --actions names."""
+    """Numbers [A], in ALE's order, of all actions of the game or of those in --actions."""
     names = [action.name for action in envs.ale.get_action_set()]
     for name in args.actions:
         if name not in names:

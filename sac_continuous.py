@@ -476,7 +476,8 @@ class Adam(nn.Module):
 class ActionRepeat(gym.Wrapper):
     """Hold each action for several steps, or until the episode ends; the rewards are added.
 
-    An episode's last action counts with all its steps, also where the episode ends within them.
+    gamma discounts per action. An episode's last action counts with all its steps, also where the
+    episode ends within them.
     """
 
     def __init__(self, env: gym.Env, repeat: int) -> None:

@@ -2,7 +2,7 @@
 # Study S3, claims C13, C14 and C16 to C18 on cartpole-balance, its figures of gamma, tau, the
 # depth, the initialisation and the learning rates: one changed at a time from sac, which has gamma
 # 0.99, tau 0.005, two layers and the rates 0.002 and 0.006. 50k steps, each action held for 2 of
-# them (the study: 1), and bfloat16, so that a run takes 4 minutes.
+# them (the study: 1), and bfloat16, to save time.
 #
 #   benchmark/studies/sac_balance.sh --workers 2    any flag of run.sh, such as --smoke
 #   python benchmark/plot.py runs/sac_balance --out benchmark/results/sac_balance

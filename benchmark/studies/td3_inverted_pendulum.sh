@@ -1,5 +1,5 @@
 #!/usr/bin/env bash
-# Study S1, claim C1: the inverted pendulum, 70k steps, 10 minutes a run; TD3 also in bfloat16, and
+# Study S1, claim C1: the inverted pendulum, 70k steps, 12 minutes a run; TD3 also in bfloat16, and
 # DDPG. The defaults but for gamma, which is the study's 0.99; its other settings are not known.
 #
 #   benchmark/studies/td3_inverted_pendulum.sh --workers 3  any flag of run.sh, such as --smoke

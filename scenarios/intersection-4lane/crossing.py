@@ -47,8 +47,8 @@ FRAMES, HEADINGS, NEIGHBOURS = 3, 20, 8  # moments in an observation, and what o
 NUMBERS = 5 + HEADINGS + 5 * NEIGHBOURS + 2 * (1 + NEIGHBOURS)
 RADIUS, SPEED = 50.0, 15.0  # how far an agent sees [m]; a speed that it sees as 1 [m/s]
 SIDE, METRES = 32, 1.5  # of an image: pixels, and metres in a pixel
-LENGTH, ENTRY_SPEED = 3.68, 13.89  # of an agent's car [m]; the limit, at which it enters [m/s]
-OFFSETS = 5.0, 25.0  # of where an agent begins in its lane of 76 m [m]
+LENGTH, ENTRY_SPEED = 3.68, 13.89  # length of an agent's car [m]; speed at which it enters [m/s]
+OFFSETS = 5.0, 25.0  # range of an agent's start along its lane, which is 76 m long [m]
 GRASS_TO_LINES = np.array([[86, 122, 80], [92, 92, 96], [190, 190, 190], [222, 186, 70]], np.uint8)
 AGENTS = np.array([[231, 76, 60], [52, 152, 219], [241, 196, 15], [155, 89, 182]], np.uint8)
 
@@ -121,9 +121,9 @@ class Crossing(ParallelEnv):
         roads.road_with_point = lambda point, **near: with_point(roads, flat_point(point), **near)
 
     def missions(self, random: np.random.Generator) -> dict[str, NavigationMission]:
-        """Where each agent begins, and where it is to go; its car is left for SUMO to bring in."""
+        """The start and the goal of each agent; writes the routes by which SUMO places its car."""
         # A car that appears in front of SUMO's traffic may be hit whatever its agent does. So SUMO
-        # itself places the agents' cars, before all others, which then keep its safe gap to them.
+        # itself places the agents' cars, before all others, which then keep a safe gap to them.
         lines = [f'<vType id="agent" length="{LENGTH}" speedFactor="1"/>']
         roads, missions = self.scenario.road_map, {}
         for arm, name in enumerate(ARMS):
@@ -151,7 +151,7 @@ class Crossing(ParallelEnv):
         return missions
 
     def enter(self, seed: int, attempt: int) -> dict[str, Any]:
-        """Bring the agents in, all in one step; returns what each sees who is in and unhurt."""
+        """Let all agents enter in one step; returns what those without a collision observe."""
         if self.sim is None or not self.sumo.connected:
             self.start_simulator()
         assert self.sim is not None
@@ -244,13 +244,13 @@ class Crossing(ParallelEnv):
         return (reward + arrived, "goal") if after.events.reached_goal else (reward, "")
 
     def info(self, name: str) -> dict[str, Any]:
-        """Of an agent that has ended: how (or ""), who ran into whom, when, and how it drove."""
+        """How an agent ended (or ""), who ran into whom, when, and how the agent drove."""
         how = {"end": self.ends.get(name, ""), "collision": self.collisions.get(name, "")}
         return how | {"seconds": 0.1 * len(self.moments[name])} | self.behaviour(name)
 
     def behaviour(self, name: str) -> dict[str, float]:
-        """How an agent has driven: its speed [m/s], how often it changed lanes, the shortest
-        distance to another car, from centre to centre [m, RADIUS at most], shares of its moves.
+        """How an agent drove: mean speed [m/s], number of lane changes, shortest distance to
+        another car, from centre to centre [m, at most RADIUS], and the share of each manoeuvre.
         """
         speed, place, near, move = np.array(self.moments[name] or [(math.nan,) * 4]).T
         figures = {
@@ -263,8 +263,8 @@ class Crossing(ParallelEnv):
         return figures
 
     def metrics(self) -> dict[str, float]:
-        """Of the episode so far: shares of the agents, how long those took that arrived, and means
-        over the agents of how they drove.
+        """Metrics of the episode so far: shares of the agents by how they ended, the mean time of
+        those that arrived, and the mean over all agents of how they drove.
         """
         ends, share = list(self.ends.values()), 1 / len(ARMS)
         kinds = list(self.collisions.values())
@@ -364,7 +364,7 @@ def ahead(heading: Any) -> np.ndarray:
 
 
 def lane(obs: Any) -> tuple[float, list[float]]:
-    """Where in its lane a car is, in widths to the left; how the lane turns, each metre ahead."""
+    """The offset to the left in the lane, in widths, and the lane's turn at each metre ahead."""
     ego = obs.ego_vehicle_state
     path = min(obs.waypoint_paths, key=lambda path: path[0].dist_to(ego.position))
     turns = [float(point.relative_heading(ego.heading)) for point in path[:HEADINGS]]

@@ -46,7 +46,7 @@ class SumoTraffic(SumoTrafficSimulation):
         return [flag for flag in flags if not flag.startswith("--lanechange.duration")]
 
     def reserve_traffic_location_for_vehicle(self, *_: Any) -> None:
-        """Keep SUMO's cars that enter where an agent has entered: SUMO itself takes care."""
+        """Nothing: SUMO itself lets no car depart too close to an agent's."""
 
 
 class FastTraffic(SumoTraffic):
@@ -67,13 +67,13 @@ class FastTraffic(SumoTraffic):
         """Nothing: SUMO loads the next episode, and SMARTS has removed its own cars."""
 
     def remove_actor(self, actor_id: str) -> None:
-        """Ask SUMO no more of a car that is removed: it would complain in every step."""
+        """Unsubscribe from a removed car; otherwise SUMO reports an error in every step."""
         if self.connected and actor_id in self._hijacked | self._non_sumo_vehicle_ids:
             self._traci_conn.vehicle.unsubscribe(actor_id)
         super().remove_actor(actor_id)
 
     def advance(self, seconds: float) -> dict[str, dict[int, Any]]:
-        """A step of SUMO (_step and _compute_traffic_vehicles); what it says of its own cars."""
+        """A step of SUMO (_step and _compute_traffic_vehicles); returns data of its own cars."""
         wire = self._traci_conn._traci_conn
         self._cumulative_sim_seconds += seconds
         wire.simulationStep(self._cumulative_sim_seconds)
@@ -116,7 +116,7 @@ class Point2D:
 class Path:
     """Lane points ahead of one, of which SMARTS makes waypoints at equal distances for a car.
 
-    It is what of sumo_road_network.py:1747 (_equally_spaced_path) does not depend on the car.
+    The part of sumo_road_network.py:1747 (_equally_spaced_path) that does not depend on the car.
     """
 
     def __init__(self, points: list[Any], spacing: float) -> None:
@@ -180,7 +180,7 @@ class Route:
         self.roads, self.known = roads, dict[tuple[str, int, int], list[Path]]()
 
     def paths(self, place: np.ndarray, lookahead: int) -> list[Path]:
-        """Those that begin beside the car, on all lanes of the road that it is on."""
+        """The paths that begin beside the car, on all lanes of its road."""
         points, places = self.points, self.points._lp_points_by_edge_id
         found = [(*closest(places[road], place), road) for road in self.roads]
         _, i, road = min(found, key=lambda one: one[0])
@@ -235,7 +235,7 @@ class Ego:
     def paths(self, lookahead: int) -> list[Path]:
         """The paths ahead, as SMARTS's cache of one entry gives them (sumo_road_network.py:1663).
 
-        Who asks at the place of the last question gets as many waypoints as that one asked for.
+        A question from the place of the last one gets as many waypoints as the last one asked for.
         """
         place = self.chassis.pose.position[:2]
         asked, x, y, roads = self.sim.asked
@@ -271,7 +271,7 @@ class FastSmarts(SMARTS):
         self.asked: tuple[Any, ...] = 0, 0.0, 0.0, ()  # waypoints that the last question was for
 
     def observed(self) -> list[str]:
-        """The active agents in SMARTS's order, which is that of sets (agent_manager.py:247)."""
+        """The active agents in SMARTS's order, which is that of a set (agent_manager.py:247)."""
         manager = self.agent_manager
         active = {name for name in manager.active_agents}  # not set(...), which keeps an order
         vehicles = {name: manager.vehicles_for_agent(name) for name in active}
@@ -357,7 +357,7 @@ class FastSmarts(SMARTS):
         turns = path.turns(start, me.heading, 20)
         aside = Point2D(start, path.headings[0]).signed_lateral_error(me.position)
 
-        # Clearly in a lane of its route, and away from its ends? ask SMARTS.
+        # If the car is not clearly inside a lane of its route, ask SMARTS.
         clear = path.n > 5 and abs(aside) < 1.4 and np.linalg.norm(start - path.origin) < 1
         off_road = off_route = False
         if not clear:
@@ -381,7 +381,7 @@ def simulator(interfaces: dict[str, AgentInterface], fast: bool) -> tuple[SMARTS
     cache_gains()
     traffic = FastTraffic()
     sim = FastSmarts(interfaces, traffic_sims=[traffic])
-    gc.collect()  # what is there now, torch's modules and all, need not be looked through again
+    gc.collect()  # garbage collections then skip all objects that exist now, such as torch's
     gc.freeze()
     return sim, traffic
 

@@ -1,8 +1,8 @@
-"""A driver by rule, to compare with what is learnt: it goes if that is safe, and brakes if not.
+"""A driver by rule, a baseline for learned policies: it goes if that is safe, and brakes if not.
 
-It sees what an agent sees, and knows two of the four actions. It supposes that the others keep
+It sees what an agent sees, and knows two of the four actions. It assumes that the others keep
 their velocity for five seconds, and that its own car follows its lane, either speeding up or
-braking, and looks how near they come to each other.
+braking, and computes how near they come to each other.
 """
 
 from __future__ import annotations
@@ -24,9 +24,9 @@ def action(obs: np.ndarray) -> int:
     """The action for an observation; crossing.py (look) says what its numbers are."""
     speed, turns = 15 * obs[3], obs[5:25]
     cars = obs[25:65].reshape(8, 5)
-    cars = cars[cars[:, 0] < 1]  # without those that stand for nobody
+    cars = cars[cars[:, 0] < 1]  # without the empty rows
     places, velocities = 50 * cars[:, 1:3], 15 * cars[:, 3:] + [speed, 0]  # forward, to the right
-    behind = (places[:, 0] < -2) & (abs(places[:, 1]) < 2.5)  # in the same lane: they look out
+    behind = (places[:, 0] < -2) & (abs(places[:, 1]) < 2.5)  # in the same lane: these keep away
     places, velocities = places[~behind], velocities[~behind]
     others = places[:, None] + velocities[:, None] * TIMES[:, None]  # [cars, times, 2]
 
@@ -40,7 +40,7 @@ def action(obs: np.ndarray) -> int:
 
 
 def along(turns: np.ndarray, metres: np.ndarray) -> np.ndarray:
-    """Where the lane is after so many metres [times, 2]: it turns in each of the first 20."""
+    """The lane's points [times, 2] after so many metres [times]; turns: its headings per metre."""
     steps = np.stack([np.cos(turns), -np.sin(turns)], axis=1)
     points = np.vstack([np.zeros((1, 2)), np.cumsum(steps, axis=0)])
     i = np.minimum(metres.astype(int), len(turns) - 1)

@@ -29,9 +29,10 @@ lint: $(VENV)/.installed-tests
 docs: $(VENV)/.installed-docs
 	NO_MKDOCS_2_WARNING=1 $(BIN)/mkdocs build --strict
 
-$(VENV)/.installed: requirements.txt
+$(VENV)/.installed: requirements.txt requirements-no-deps.txt
 	$(PYTHON) -m venv $(VENV)
 	$(BIN)/python -m pip install --quiet --requirement requirements.txt
+	$(BIN)/python -m pip install --quiet --no-deps --requirement requirements-no-deps.txt
 	touch $@
 
 $(VENV)/.installed-smarts: requirements-smarts.txt $(VENV)/.installed

@@ -2,8 +2,8 @@
 # Study S3, claims C13 to C18 on cartpole-swingup, its figures of gamma, tau, the depth, the
 # initialisation and the learning rates: one changed at a time from sac, which has gamma 0.99, tau
 # 0.005, two layers and the rates 0.002 and 0.006. For C15 also temperatures: fixed, and learned
-# from several initial values. 100k steps, each action held for 2 of them (the study: 1), and
-# bfloat16, to save time.
+# from several initial values. 50k steps (the study: 100k), each action held for 2 of them (the
+# study: 1), evaluations of 3 episodes, which hardly differ, and bfloat16, to save time.
 #
 #   benchmark/studies/sac_swingup.sh --workers 2    any flag of run.sh, such as --smoke
 #   python benchmark/plot.py runs/sac_swingup --out benchmark/results/sac_swingup
@@ -29,4 +29,4 @@ exec benchmark/run.sh --runs-dir "runs/$(basename "$study" .sh)" --script sac_co
     "$@" -- --action-repeat 2 --bfloat16 --gamma 0.99 --tau 0.005 \
     --actor-hidden-sizes $wide --critic-hidden-sizes $wide \
     --actor-learning-rate 0.002 --critic-learning-rate 0.006 --init-alpha 0.05 \
-    --learning-starts 1000 --total-timesteps 100000 --eval-interval 5000
+    --learning-starts 1000 --total-timesteps 50000 --eval-interval 2500 --eval-episodes 3

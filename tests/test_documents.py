@@ -48,6 +48,12 @@ def commands(path: Path) -> list[str]:
     return [re.sub(r" +# .*", "", line) for line in lines if line]
 
 
+def files(path: Path) -> dict[str, str]:
+    """The files that a document shows: Python blocks whose first line is a comment with a name."""
+    blocks = re.findall(r"^```python\n# (\w+\.py)\n(.*?)^```$", path.read_text(), re.M | re.S)
+    return dict(blocks)
+
+
 @pytest.fixture
 def workshop(tmp_path: Path) -> Path:
     """A copy of what a reader has, to run things in."""
@@ -107,7 +113,8 @@ def execute(line: str, workshop: Path) -> None:
         return
     if program == "python":
         words = [sys.executable, *words[1:]]
-        if not words[1].startswith(("benchmark/", "tools/")):  # a script of the reader's own
+        own = not words[1].startswith(("benchmark/", "tools/"))
+        if own and words[2:]:  # a script of the reader's own
             words = words[:2] + shortened("td3_continuous", words[2:])
     elif program == "tensorboard":
         words = [sys.executable, "-m", "tensorboard.main", *words[1:], "--inspect"]
@@ -142,6 +149,8 @@ def apply_change(path: Path, workshop: Path) -> None:
 
 @pytest.mark.parametrize("path", DOCUMENTS, ids=lambda path: path.stem)
 def test_every_command_works(path: Path, workshop: Path) -> None:
+    for name, code in files(path).items():
+        (workshop / name).write_text(code)
     for line in commands(path):
         beginning = next((start for start in ELSEWHERE if line.startswith(start)), None)
         if beginning is None:

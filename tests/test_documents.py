@@ -50,7 +50,7 @@ def commands(path: Path) -> list[str]:
 
 def files(path: Path) -> dict[str, str]:
     """The files that a document shows: Python blocks whose first line is a comment with a name."""
-    blocks = re.findall(r"^```python\n# (\w+\.py)\n(.*?)^```$", path.read_text(), re.M | re.S)
+    blocks = re.findall(r"^```python\n# ([\w/]+\.py)\n(.*?)^```$", path.read_text(), re.M | re.S)
     return dict(blocks)
 
 
@@ -76,7 +76,7 @@ def shortened(name: str, words: list[str]) -> list[str]:
     if "--evaluate" in words:
         if words[words.index("--evaluate") + 1] not in ("random", "untrained"):
             return [*words, "--eval-episodes", "1", "--no-compile"]
-        short |= {"total_timesteps": 1}
+        short |= {"total_timesteps": 100}
     elif "--resume" in words:
         length = "300" if kind(script) == "continuous" else "200"
         return [*words, "--total-timesteps", length, "--no-compile", "--no-progress"]
@@ -150,6 +150,7 @@ def apply_change(path: Path, workshop: Path) -> None:
 @pytest.mark.parametrize("path", DOCUMENTS, ids=lambda path: path.stem)
 def test_every_command_works(path: Path, workshop: Path) -> None:
     for name, code in files(path).items():
+        (workshop / name).parent.mkdir(exist_ok=True)
         (workshop / name).write_text(code)
     for line in commands(path):
         beginning = next((start for start in ELSEWHERE if line.startswith(start)), None)

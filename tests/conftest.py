@@ -167,6 +167,7 @@ def main_in_child(path: str, words: list[str], folder: Path, file_limit: int | N
     with contextlib.suppress(OSError, AttributeError):  # on Linux: it ends if the tests do
         ctypes.CDLL(None).prctl(1, signal.SIGKILL)  # PR_SET_PDEATHSIG
     os.chdir(folder)
+    sys.path.append(str(folder))  # a reader's own environment stands beside the script
     for number, name in ((1, "stdout.txt"), (2, "stderr.txt")):
         os.dup2(os.open(name, os.O_WRONLY | os.O_APPEND), number)
     signal.signal(signal.SIGHUP, signal.SIG_DFL)  # also where the tests run under nohup

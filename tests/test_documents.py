@@ -35,6 +35,7 @@ ELSEWHERE = {
         "tests/test_house.py::test_the_file_runs_alone_in_an_empty_folder_and_a_plain_terminal",
     "python maddpg_ray.py": "tests/test_maddpg_cluster.py",
     "RAY_ADDRESS=10.0.0.1:6379 python maddpg_ray.py": "tests/test_maddpg_cluster.py",
+    "python benchmark/tune.py": "tests/test_tune.py::test_trials_are_runs_of_the_script",
     "torchrun": "tests/test_ppo_update.py::test_two_ranks_write_one_run_with_the_games_of_both",
     "python ddpg_continuous.py --env-id Pendulum-v1 --track":
         "tests/test_house.py::test_weights_and_biases_gets_each_row_of_the_csv_files_once",
@@ -46,6 +47,12 @@ def commands(path: Path) -> list[str]:
     blocks = re.findall(r"^```sh\n(.*?)^```$", path.read_text(), re.M | re.S)
     lines = "".join(blocks).splitlines()
     return [re.sub(r" +# .*", "", line) for line in lines if line]
+
+
+def files(path: Path) -> dict[str, str]:
+    """The files that a document shows: Python blocks whose first line is a comment with a name."""
+    blocks = re.findall(r"^```python\n# ([\w/]+\.py)\n(.*?)^```$", path.read_text(), re.M | re.S)
+    return dict(blocks)
 
 
 @pytest.fixture
@@ -70,7 +77,7 @@ def shortened(name: str, words: list[str]) -> list[str]:
     if "--evaluate" in words:
         if words[words.index("--evaluate") + 1] not in ("random", "untrained"):
             return [*words, "--eval-episodes", "1", "--no-compile"]
-        short |= {"total_timesteps": 1}
+        short |= {"total_timesteps": 100}
     elif "--resume" in words:
         length = "300" if kind(script) == "continuous" else "200"
         return [*words, "--total-timesteps", length, "--no-compile", "--no-progress"]
@@ -107,7 +114,8 @@ def execute(line: str, workshop: Path) -> None:
         return
     if program == "python":
         words = [sys.executable, *words[1:]]
-        if not words[1].startswith(("benchmark/", "tools/")):  # a script of the reader's own
+        own = not words[1].startswith(("benchmark/", "tools/"))
+        if own and words[2:]:  # a script of the reader's own
             words = words[:2] + shortened("td3_continuous", words[2:])
     elif program == "tensorboard":
         words = [sys.executable, "-m", "tensorboard.main", *words[1:], "--inspect"]
@@ -142,6 +150,9 @@ def apply_change(path: Path, workshop: Path) -> None:
 
 @pytest.mark.parametrize("path", DOCUMENTS, ids=lambda path: path.stem)
 def test_every_command_works(path: Path, workshop: Path) -> None:
+    for name, code in files(path).items():
+        (workshop / name).parent.mkdir(exist_ok=True)
+        (workshop / name).write_text(code)
     for line in commands(path):
         beginning = next((start for start in ELSEWHERE if line.startswith(start)), None)
         if beginning is None:

@@ -231,7 +231,7 @@ def describe(policy: Policy) -> str:
 
 def fail(message: str) -> NoReturn:
     """End the program with one sentence; 2 stands for bad input."""
-    print(f"export: {message}", file=sys.stderr)
+    print(f"{Path(sys.argv[0]).stem}: {message}", file=sys.stderr)
     raise SystemExit(2)
 
 

@@ -43,6 +43,7 @@ def save(script: ModuleType, agent: Any, args: Any, run_dir: Path) -> Path:
     run_dir.mkdir()
     flags = dataclasses.asdict(args)
     checkpoint = {"script": script.__name__, "args": flags, "agent": agent.state_dict()}
+    checkpoint["run"] = {"env_step": 0}
     torch.save(checkpoint, run_dir / "best.pt")
     return run_dir
 

@@ -35,6 +35,7 @@ ELSEWHERE = {
         "tests/test_house.py::test_the_file_runs_alone_in_an_empty_folder_and_a_plain_terminal",
     "python maddpg_ray.py": "tests/test_maddpg_cluster.py",
     "RAY_ADDRESS=10.0.0.1:6379 python maddpg_ray.py": "tests/test_maddpg_cluster.py",
+    "python scenarios/stadium/race.py": "tests/test_race.py",
     "torchrun": "tests/test_ppo_update.py::test_two_ranks_write_one_run_with_the_games_of_both",
     "python ddpg_continuous.py --env-id Pendulum-v1 --track":
         "tests/test_house.py::test_weights_and_biases_gets_each_row_of_the_csv_files_once",

@@ -9,9 +9,9 @@ The robots are those of pybullet_envs_gymnasium, whose environments know races: 
 `multiplayer` set, they leave it to others to advance the simulation. They have one clock already:
 all act every 0.0165 s, which are 4 steps of the physics.
 
-A robot sees what it saw in training, and moves as it does alone: hopper, walker, cheetah and ant to
-within 1e-10, whoever runs beside them. The humanoid does so until several parts of its body touch
-the ground. PyBullet then resolves the contacts in an order that depends on the other robots.
+A robot sees what it saw in training and moves as it does alone, whoever runs beside it: hopper,
+walker and cheetah to the last bit, the ant to within 1e-10. The humanoid does so until several
+parts of its body touch the ground; PyBullet's approximate contacts then come out differently.
 """
 
 from __future__ import annotations

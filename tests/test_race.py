@@ -142,18 +142,20 @@ def test_a_robot_that_falls_is_out(runs: dict[str, Path]) -> None:
 @pytest.mark.parametrize("robot", ["Hopper", "Ant", "Humanoid"])
 def test_a_robot_gets_up_where_it_fell(robot: str, tmp_path: Path) -> None:
     runner = race.Runner(write_run(tmp_path / "run", robot), 1)
-    heights, ways, places, falls = [], [], [], []
+    heights, ways, places, falls, observed = [], [], [], [], []
 
     def watch(simulator: Any, runners: Any, now: float) -> None:
         heights.append(runner.bullet_env.robot.body_real_xyz[2])
         ways.append(runner.distance)  # before it gets up
         places.append(runner.x - runner.start_x)
         falls.append(runner.falls)
+        observed.append(runner.obs[0])  # the height above that at the start
 
     (row,) = race.race([runner], 1, settings(get_up=True, seconds=8.0), watch)
     ups = np.flatnonzero(np.diff(falls)) + 1  # the moments just after it was put on its feet
     assert row["result"] == "time limit" and row["falls"] == falls[-1] >= 2
     assert [heights[i] for i in ups] == pytest.approx([heights[0]] * len(ups), abs=0.02)
+    assert [observed[i] for i in ups] == pytest.approx([observed[0]] * len(ups), abs=0.02)
     assert np.abs(ways).max() > 0.02 and places == pytest.approx(ways, abs=1e-6)
 
 
@@ -213,7 +215,7 @@ def test_the_table_is_printed_and_written(
     runs: dict[str, Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: Any
 ) -> None:
     path = tmp_path / "new" / "race.csv"
-    words = *runs.values(), "--seconds", "2", "--csv", path
+    words: list[str | Path] = [*runs.values(), "--seconds", "2", "--csv", path]
     call(monkeypatch, *words)
     with path.open() as file:
         rows = list(csv.DictReader(file))
@@ -282,6 +284,8 @@ BAD_INPUT = {
     "empty": "holds no best.pt; give the folder of a run",
     "damaged": "is damaged or not a checkpoint",
     "atari": "was written by ppo_atari.py; a race takes runs of ddpg_continuous",
+    "other flags": "was written by a version of td3_continuous.py with other flags",
+    "--csv /proc/race.csv": "cannot write /proc/race.csv: ",
     "--distance 0": "--distance is 0.0: Input should be greater than 0",
     "--races 0": "--races is 0: Input should be greater than 0",
     "--capture-video race.gif": "--capture-video is race.gif; give a file that ends in .mp4",
@@ -301,7 +305,10 @@ def test_bad_input_ends_in_one_sentence(
     elif case == "damaged":
         (bad / "best.pt").write_bytes((run / "best.pt").read_bytes()[:1000])
     elif case == "atari":
-        torch.save({"script": "ppo_atari", "args": {}}, bad / "best.pt")
+        torch.save({"script": "ppo_atari", "args": {}, "agent": {}}, bad / "best.pt")
+    elif case == "other flags":
+        state = {"script": "td3_continuous", "args": {"color": 1}, "agent": {}}
+        torch.save(state, bad / "best.pt")
     words: list[str | Path] = [run, bad]
     if case in ("one", "seven"):
         words = [run] * {"one": 1, "seven": 7}[case]

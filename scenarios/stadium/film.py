@@ -87,8 +87,7 @@ def picture(simulator: Any, runners: list[Runner], now: float) -> np.ndarray:
     target, distance = focus(runners)
     view = simulator.computeViewMatrixFromYawPitchRoll(target, distance, YAW, PITCH, 0, 2)
     projection = simulator.computeProjectionMatrixFOV(45, WIDTH / HEIGHT, 0.1, 100)
-    # On the CPU: it needs no screen.
-    renderer = pybullet.ER_TINY_RENDERER
+    renderer = pybullet.ER_TINY_RENDERER  # on the CPU, without a screen
     rgba = simulator.getCameraImage(WIDTH, HEIGHT, view, projection, renderer=renderer)[2]
     image = Image.fromarray(np.reshape(rgba, (HEIGHT, WIDTH, 4)).astype(np.uint8)[..., :3])
     draw, font = ImageDraw.Draw(image), ImageFont.load_default(15)
@@ -98,6 +97,8 @@ def picture(simulator: Any, runners: list[Runner], now: float) -> np.ndarray:
     for runner in runners:
         x, y, _, w = to_picture @ [runner.x, runner.y, ABOVE, 1]
         place = WIDTH * (1 + x / w) / 2, HEIGHT * (1 - y / w) / 2
-        text = f"{runner.name}: {runner.result or f'{round(runner.distance, 1) + 0:.1f} m'}"
+        so_far = f"{round(runner.distance, 1) + 0:.1f} m"  # + 0 takes the sign off a -0
+        at_end = f"{runner.result}, {runner.time:.1f} s"
+        text = f"{runner.name}: {at_end if runner.result else so_far}"
         draw.text(place, text, "black", font, "ms", stroke_width=2, stroke_fill="white")
     return np.asarray(image)

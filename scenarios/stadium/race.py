@@ -5,9 +5,9 @@ Two to six policies that ddpg_continuous.py, td3_continuous.py or sac_continuous
 
     python scenarios/stadium/race.py runs/HopperBulletEnv-v0__... runs/AntBulletEnv-v0__...
 
-The robots are those of pybullet_envs_gymnasium, whose environments know races: in a scene with
-`multiplayer` set, they leave it to others to advance the simulation. They have one clock already:
-all act every 0.0165 s, which are 4 steps of the physics.
+The robots are those of pybullet_envs_gymnasium, whose environments support races: in a multiplayer
+scene, their step() does not advance the simulation. All have the same clock: an action every
+0.0165 s, held for 4 steps of the physics.
 
 A robot sees what it saw in training and moves as it does alone, whoever runs beside it: hopper,
 walker and cheetah to the last bit, the ant to within 1e-10. The humanoid does so until several
@@ -105,7 +105,7 @@ class Runner:
 
     def enter(self, simulator: BulletClient, scene: Any, seed: int) -> None:
         """Put a robot at the start of the lane, as a reset with this seed does in training."""
-        # act() repeats actions, since here a step of the environment does not advance the time.
+        # act() repeats actions: a wrapper that steps several times would not advance the time.
         self.env = self.script.make_env(dataclasses.replace(self.args, action_repeat=1))
         self.bullet_env = self.env.unwrapped  # without the time limit
         self.client = Lane(simulator, self.y)
@@ -142,7 +142,7 @@ class Runner:
         """Observe what the step has led to, at this time of the race [s]."""
         if self.down:
             return
-        # It computes the observation, and by the robot's own rule whether it has fallen.
+        # Here, step() only computes the observation, and whether the episode of training would end.
         self.obs, _, fallen, _, _ = self.bullet_env.step(self.action)
         if not self.result:
             self.time, self.distance = now, self.x - self.start_x
@@ -156,10 +156,9 @@ class Runner:
 
     def get_up(self) -> None:
         """Set the robot upright and still, as far along the lane as it is."""
-        way = self.x - self.start_x
+        travelled = self.x - self.start_x
         for body, (x, y, z), orientation, joint_positions in self.pose:
-            self.client.resetBasePositionAndOrientation(body, (x + way, y, z), orientation)
-            self.client.resetBaseVelocity(body, (0, 0, 0), (0, 0, 0))
+            self.client.resetBasePositionAndOrientation(body, (x + travelled, y, z), orientation)
             for joint, position in enumerate(joint_positions):
                 self.client.resetJointState(body, joint, position, 0)
         self.obs = self.bullet_env.robot.reset(self.client)  # with new random joint angles
@@ -172,15 +171,18 @@ def load(run: Path) -> tuple[Any, Any, dict[str, Any]]:
         fail(f"{run} holds no best.pt; give the folder of a run that was evaluated at least once")
     try:
         checkpoint = torch.load(path, map_location="cpu", weights_only=True)
-        name, settings = checkpoint["script"], checkpoint["args"]
+        name, settings, weights = (checkpoint[key] for key in ("script", "args", "agent"))
     except Exception as error:  # a damaged or malicious file may raise anything
         fail(f"{path} is damaged or not a checkpoint ({str(error).splitlines()[0]})")
     if name not in SCRIPTS:
         fail(f"{path} was written by {name}.py; a race takes runs of {', '.join(SCRIPTS)}")
-    if settings["env_id"] not in [f"{robot}BulletEnv-v0" for robot in ROBOTS]:
-        fail(f"{run} is a run of {settings['env_id']}; a runner is one of {', '.join(ROBOTS)}")
-    script = SCRIPTS[name]
-    return script, script.Args(**settings | {"device": "cpu"}), checkpoint["agent"]
+    try:
+        args = SCRIPTS[name].Args(**settings | {"device": "cpu"})
+    except TypeError as error:
+        fail(f"{path} was written by a version of {name}.py with other flags: {error}")
+    if args.env_id not in [f"{robot}BulletEnv-v0" for robot in ROBOTS]:
+        fail(f"{run} is a run of {args.env_id}; a runner is one of {', '.join(ROBOTS)}")
+    return SCRIPTS[name], args, weights
 
 
 def race(runners: list[Runner], seed: int, args: Args, *watchers: Callable) -> list[Row]:
@@ -265,9 +267,7 @@ def means(rows: list[Row]) -> list[Row]:
                 "algorithm": own[0]["algorithm"],
                 "finished": f"{len(finished)} of {len(own)}",
                 "time_s": mean(finished, "time_s"),  # of the races that it finished
-                "distance_m": mean(own, "distance_m"),
-                "mean_speed_m_s": mean(own, "mean_speed_m_s"),
-                "falls": mean(own, "falls"),
+                **{key: mean(own, key) for key in ("distance_m", "mean_speed_m_s", "falls")},
                 "lane": lane,
             }
         )
@@ -283,7 +283,7 @@ def show(rows: list[Row]) -> None:
 
 
 def read_args() -> Args:
-    """The flags, checked."""
+    """The flags, checked; what they say to write can be written."""
     args = tyro.cli(Args, description=str(__doc__).split("\n")[0])
     try:
         TypeAdapter(Args).validate_python(dataclasses.asdict(args))
@@ -296,6 +296,12 @@ def read_args() -> Args:
         fail(f"--capture-video is {args.capture_video}; give a file that ends in .mp4")
     if args.render and sys.platform == "linux" and not os.environ.get("DISPLAY"):
         fail("--render needs a screen; --capture-video FILE.mp4 does not")
+    for path in filter(None, (args.csv, args.capture_video)):
+        try:
+            path.parent.mkdir(parents=True, exist_ok=True)
+            path.touch()
+        except OSError as error:
+            fail(f"cannot write {path}: {error.strerror}")
     return args
 
 
@@ -309,8 +315,6 @@ def main() -> None:
     """Run the races; print and write the tables."""
     args = read_args()
     runners = [Runner(run, lane) for lane, run in enumerate(args.runs)]
-    for path in filter(None, (args.csv, args.capture_video)):
-        path.parent.mkdir(parents=True, exist_ok=True)
     watchers: list[Any] = [Window(args.distance)] if args.render else []
     try:
         films = [Film(args.capture_video, args.distance)] if args.capture_video else []
@@ -319,7 +323,7 @@ def main() -> None:
     rows: list[Row] = []
     for seed in range(args.seed, args.seed + args.races):
         rows += race(runners, seed, args, *watchers, *films)
-        while films:
+        while films:  # only the first race is filmed
             films.pop().close()
     show(means(rows) if args.races > 1 else rows)
     if args.csv:

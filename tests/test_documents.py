@@ -37,6 +37,7 @@ ELSEWHERE = {
     "RAY_ADDRESS=10.0.0.1:6379 python maddpg_ray.py": "tests/test_maddpg_cluster.py",
     "python benchmark/tune.py": "tests/test_tune.py::test_trials_are_runs_of_the_script",
     "python benchmark/watch.py": "tests/test_watch.py::test_every_episode_has_a_line",
+    "python scenarios/stadium/race.py": "tests/test_race.py",
     "torchrun": "tests/test_ppo_update.py::test_two_ranks_write_one_run_with_the_games_of_both",
     "python ddpg_continuous.py --env-id Pendulum-v1 --track":
         "tests/test_house.py::test_weights_and_biases_gets_each_row_of_the_csv_files_once",

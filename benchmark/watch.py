@@ -12,6 +12,7 @@ all environments work alike, with DM Control and the crossing among them.
 from __future__ import annotations
 
 import argparse
+import contextlib
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -30,10 +31,11 @@ class Window:
 
     def __init__(self, title: str, fps: float) -> None:
         self.title, self.fps, self.clock = title, fps, pygame.time.Clock()
-        try:
+        with contextlib.suppress(pygame.error):
             pygame.display.init()
-        except pygame.error as error:
-            fail(f"cannot open a window here: {error}; --capture-video writes a film instead")
+        # Without a screen, SDL fails or draws offscreen, where nobody sees it.
+        if not pygame.display.get_init() or pygame.display.get_driver() == "offscreen":
+            fail("there is no screen to open a window on; --capture-video writes a film instead")
 
     def show(self, frame: Any) -> None:
         """Show a frame, and wait until it is time for the next one."""

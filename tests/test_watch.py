@@ -60,14 +60,15 @@ def test_a_window_enlarges_small_frames_and_ends_when_it_is_closed(screen: None)
     assert not ending.value.code
 
 
+@pytest.mark.parametrize("driver", ["offscreen", "none-such"])
 def test_without_a_screen_one_sentence_says_so(
-    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture
+    driver: str, screen: None, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture
 ) -> None:
-    monkeypatch.setenv("SDL_VIDEODRIVER", "none-such")
+    monkeypatch.setenv("SDL_VIDEODRIVER", driver)
     with pytest.raises(SystemExit) as ending:
         watch.Window("Pong", 60)
     assert ending.value.code == 2
-    assert "cannot open a window here" in capsys.readouterr().err
+    assert "there is no screen" in capsys.readouterr().err
 
 
 def test_every_episode_has_a_line(

@@ -592,7 +592,9 @@ def play(args: Args, checkpoint: dict[str, Any] | None) -> dict[str, float]:
         agent.load_state_dict(checkpoint["agent"])
     random = lambda obs: 2 * torch.rand_like(agent.actor(obs)) - 1  # noqa: E731
     policy = random if args.evaluate == "random" else agent.actor
-    return evaluate(policy, env, args, checkpoint["run"]["env_step"] if checkpoint else 0)
+    result = evaluate(policy, env, args, checkpoint["run"]["env_step"] if checkpoint else 0)
+    env.close()
+    return result
 
 
 # [shared: run]

@@ -30,6 +30,7 @@ from conftest import (
     SCRIPTS,
     Run,
     atari_only,
+    continuous_only,
     curves,
     flags,
     kind,
@@ -217,6 +218,24 @@ def call(
         return code, *capsys.readouterr()
 
     return run
+
+
+@continuous_only
+def test_evaluate_closes_its_environment(
+    script: ModuleType, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """If it does not, DM Control prints errors at the end of a program that has rendered."""
+    closed = []
+    original = script.make_env
+
+    def make_env(*words: Any, **flags: Any) -> Any:
+        env = original(*words, **flags)
+        monkeypatch.setattr(env, "close", lambda: closed.append(True))
+        return env
+
+    monkeypatch.setattr(script, "make_env", make_env)
+    script.play(make_args(script, evaluate="untrained"), None)
+    assert closed == [True]
 
 
 def test_evaluate_plays_the_best_policy_of_a_run(

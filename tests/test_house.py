@@ -221,6 +221,16 @@ def call(
 
 
 @continuous_only
+def test_films_of_dm_control_have_its_speed(
+    script: ModuleType, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(script, "check_video", lambda env, env_id: None)  # it needs OpenGL
+    for task, fps in ("cartpole-swingup", 100), ("walker-walk", 40):
+        env = script.make_env(make_args(script, env_id=f"dm_control/{task}-v0"), film=True)
+        assert env.metadata["render_fps"] == fps
+
+
+@continuous_only
 def test_evaluate_closes_its_environment(
     script: ModuleType, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -191,6 +191,7 @@ def race(runners: list[Runner], seed: int, args: Args, *watchers: Callable) -> l
     Each watcher is called at the start and after every step: watcher(simulator, runners, time).
     """
     simulator = BulletClient(pybullet.GUI if args.render else pybullet.DIRECT)
+    simulator.configureDebugVisualizer(pybullet.COV_ENABLE_GUI, 0)  # a window without panels
     # As in the environments: the same seed gives the same motion.
     simulator.setPhysicsEngineParameter(deterministicOverlappingPairs=1)
     scene = runners[0].env.unwrapped.create_single_player_scene(simulator)

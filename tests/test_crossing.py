@@ -84,7 +84,7 @@ def test_the_fast_step_equals_smarts_own_to_the_bit(traffic: str, continuous: bo
     def play(fast: bool) -> list[Any]:
         env = process.CrossingProcess(traffic=traffic, continuous=continuous, fast=fast)
         moments: list[Any] = []
-        for seed in range(3):  # the second and third in a SUMO that has been in use
+        for seed in range(2):  # the second in a SUMO that has been in use
             moments.append(env.reset(seed))
             for t in range(60):
                 random = np.random.default_rng([seed, t])

@@ -1,6 +1,6 @@
 """Keep the tables of README.md and docs/scores.md equal to the scripts and to benchmark/results.
 
-A table stands between two comments, <!-- NAME --> and <!-- /NAME -->.
+A table (or the sentence on the claims) stands between <!-- NAME --> and <!-- /NAME -->.
 
     python tools/readme.py            fail, and show how, where a table is out of date
     python tools/readme.py --write    bring the tables up to date, and draw docs/images/curves.png
@@ -74,10 +74,17 @@ def speed() -> str:
     return pages.table(["", *head], sorted(rows, key=ours_first))
 
 
+def claims() -> str:
+    """How many claims have each verdict, as docs/claims.md says."""
+    page = (pages.ROOT / "docs" / "claims.md").read_text()
+    return re.findall(r"^\*\*(Of \d+ claims: .*)\*\*$", page, re.M)[0] + "\n"
+
+
 TABLES: dict[str, dict[str, Callable[[], str]]] = {
     "README.md": {
         "scripts": lambda: pages.script_table("py"),
         "scores": selected_scores,
+        "claims": claims,
         "speed": speed,
     },
     "docs/scores.md": {"scores": all_scores, "speed": speed},

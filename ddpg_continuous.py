@@ -143,8 +143,7 @@ def make_env(args: Args, film: bool = False) -> gym.Env:
     if film:
         check_video(env, env_id)
         if env_id.startswith("dm_control/"):  # shimmy gives 10 for all tasks
-            simulator: Any = env.unwrapped
-            env.metadata["render_fps"] = round(1 / simulator._env.control_timestep())
+            env.metadata["render_fps"] = round(1 / env.get_wrapper_attr("_env").control_timestep())
     space = env.observation_space
     flatten = lambda obs: np.asarray(gym.spaces.flatten(space, obs), np.float32)  # noqa: E731
     flat_space = gym.spaces.Box(-np.inf, np.inf, (gym.spaces.flatdim(space),), np.float32)

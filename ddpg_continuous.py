@@ -142,7 +142,7 @@ def make_env(args: Args, film: bool = False) -> gym.Env:
     check_spaces(env, env_id)
     if film:
         check_video(env, env_id)
-        if env_id.startswith("dm_control/"):  # shimmy gives 10 for all tasks
+        if env_id.startswith("dm_control/"):  # shimmy's own value is 10 for every task
             env.metadata["render_fps"] = round(1 / env.get_wrapper_attr("_env").control_timestep())
     space = env.observation_space
     flatten = lambda obs: np.asarray(gym.spaces.flatten(space, obs), np.float32)  # noqa: E731

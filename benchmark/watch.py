@@ -4,9 +4,9 @@
     python benchmark/watch.py runs/RUN
     python benchmark/watch.py runs/RUN --seed 7 --episodes 3 --speed 0.5
 
-It plays what `--evaluate` plays: one episode for each seed from --seed on. Closing the window or
-the Escape key ends it. Every frame is drawn by the environment itself and shown by pygame, so that
-all environments work alike, with DM Control and the crossing among them.
+It plays one evaluation episode for each seed from --seed on. On Atari it samples other actions than
+--evaluate does, unless the run has --greedy-eval. Closing the window or pressing Escape ends it.
+The environment draws every frame and pygame shows it, in the same way for all environments.
 """
 
 from __future__ import annotations
@@ -23,11 +23,11 @@ import torch.nn.functional as F
 from export import fail, read
 from torch import Tensor
 
-HEIGHT = 480  # pixels that a window has at least; smaller frames are enlarged
+HEIGHT = 480  # of a window, roughly [pixels]; smaller frames are enlarged
 
 
 class Window:
-    """A window that shows frames [H, W, 3], so many in a second."""
+    """A window that shows frames [H, W, 3] of type uint8, fps of them per second."""
 
     def __init__(self, title: str, fps: float) -> None:
         self.title, self.fps, self.clock = title, fps, pygame.time.Clock()
@@ -57,7 +57,10 @@ class Window:
 
 
 def watched(script: Any, args: Any, checkpoint: dict[str, Any], window: Callable) -> dict[str, Any]:
-    """Play one episode in a window; returns its row of evaluations.csv."""
+    """Play one episode; returns its row of evaluations.csv.
+
+    window(fps) returns a function that shows a frame [H, W, 3].
+    """
     step = checkpoint["run"]["env_step"]
     if hasattr(script, "AtariGames"):
         agent, show = script.Agent(script.AtariGames(args, 1).num_actions, args), window(15)
@@ -72,7 +75,7 @@ def watched(script: Any, args: Any, checkpoint: dict[str, Any], window: Callable
             sampled = logits.softmax(1).multinomial(1).squeeze(1)
             action = logits.argmax(1) if args.greedy_eval else sampled
             camera.step(action)
-            return F.one_hot(action, logits.shape[1]) * 1e9  # what evaluate samples then
+            return F.one_hot(action, logits.shape[1]) * 1e9  # logits: evaluate takes this action
 
         return script.evaluate(play_atari, args, step)
 
@@ -110,11 +113,8 @@ def main() -> None:
     window = lambda fps: Window(f"{args.env_id}: {flags.run}", fps * flags.speed).show  # noqa: E731
     for args.seed in range(flags.seed, flags.seed + flags.episodes):
         result = watched(script, args, checkpoint, window)
-        print(
-            "seed {}: return {mean_return:.1f}, length {mean_length:.0f}".format(
-                args.seed, **result
-            )
-        )
+        numbers = "return {mean_return:.1f}, length {mean_length:.0f}".format(**result)
+        print(f"seed {args.seed}: {numbers}")
 
 
 if __name__ == "__main__":

@@ -309,7 +309,7 @@ def test_what_was_seen_three_steps_ago_is_used_with_a_memory_and_not_without(
     with torch.no_grad():
         agent.net.policy.weight.div_(100)
     returns = []
-    for rollout, batch in itertools.islice(chunks(agent, games, args), 120 if solved else 60):
+    for rollout, batch in itertools.islice(chunks(agent, games, args), 120 if solved else 80):
         learn(agent, batch)
         returns.append(rollout.reward.sum() / rollout.over.sum())
         if np.mean(returns[-10:]) > 0.9 and len(returns) >= 10:

@@ -3,7 +3,7 @@
 # initialisation and the learning rates: one changed at a time from sac, which has gamma 0.99, tau
 # 0.005, two layers and the rates 0.002 and 0.006. For C15 also temperatures: fixed, and learned
 # from several initial values. 50k steps (the study: 100k), each action held for 2 of them (the
-# study: 1), evaluations of 3 episodes, which hardly differ, and bfloat16, to save time.
+# study: 1), 3 episodes in each evaluation, and bfloat16, to save time.
 #
 #   benchmark/studies/sac_swingup.sh --workers 2    any flag of run.sh, such as --smoke
 #   python benchmark/plot.py runs/sac_swingup --out benchmark/results/sac_swingup
